@@ -1,0 +1,1 @@
+"""Defenses: architectures, losses, augmentations, and the training loop."""

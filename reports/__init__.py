@@ -1,0 +1,1 @@
+"""Reports: what is written from a finished run. One format, one file."""

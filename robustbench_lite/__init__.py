@@ -1,0 +1,1 @@
+"""robustbench-lite."""

@@ -1,0 +1,133 @@
+"""A classifier: images in [0, 1] in, logits out. Normalisation lives in here and nowhere else."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Images = Tensor
+"""(B, C, H, W) float32 in [0, 1]."""
+Logits = Tensor
+"""(B, K) raw scores, before any softmax."""
+Labels = Tensor
+"""(B,) int64 class indices, or (B, K) float 0/1 for a multi-label model."""
+
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How a picture becomes a model's input: resized, cropped in the centre, scaled to [0, 1]; normalising is the classifier's.
+
+    Args:
+        size: height and width of the model's input; None takes pictures as they are.
+        resize: length of the shorter side before the crop; None resizes nothing unless the picture has another size than `size`.
+        interpolation: of the resize, Pillow's, with its antialiasing.
+        channels: 3 (RGB) or 1 (grey).
+    """
+
+    size: tuple[int, int] | None = (224, 224)
+    resize: int | None = 256
+    interpolation: Interpolation = "bilinear"
+    channels: int = 3
+
+    def __call__(self, picture: Image) -> Tensor:
+        """(C, H, W) float32 in [0, 1]; every value is a whole number of 255ths."""
+        import numpy as np
+        from PIL.Image import Resampling
+
+        picture = picture.convert("RGB" if self.channels == 3 else "L")
+        method = Resampling[self.interpolation.upper()]
+        if self.resize is not None:
+            width, height = picture.size
+            short = min(width, height)
+            # torchvision's rule, so that published accuracies hold: the longer side is truncated, not rounded
+            picture = picture.resize((int(self.resize * width / short), int(self.resize * height / short)), method)
+        if self.size is not None:
+            height, width = self.size
+            if self.resize is None and picture.size != (width, height):
+                picture = picture.resize((width, height), method)
+            left, top = round((picture.width - width) / 2), round((picture.height - height) / 2)
+            picture = picture.crop((left, top, left + width, top + height))
+        pixels = np.asarray(picture, dtype=np.uint8)
+        pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+        return torch.from_numpy(pixels.copy()).float() / 255
+
+
+class Classifier(nn.Module):
+    """A model together with what it expects: `classifier(images)` takes images in [0, 1] and returns logits.
+
+    Args:
+        model: a module in eval mode that takes normalised images (B, C, H, W) and returns logits (B, K).
+        mean, std: per channel, in [0, 1] units; the model sees `(images - mean) / std`. None: it takes [0, 1] images as they are.
+        preprocess: how pictures become its input.
+        classes: K; None where only a forward pass can tell.
+        name: what tables call it.
+        data: the data set it is evaluated on unless another is asked for; None lets the class count choose.
+        differentiable: False where no gradient can be had, so that a white-box attack is refused before it starts.
+
+    Raises:
+        ModelError: the model is in training mode.
+    """
+
+    mean: Tensor | None
+    std: Tensor | None
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        preprocess: Preprocess | None = None,
+        classes: int | None = None,
+        name: str = "model",
+        data: str | None = None,
+        differentiable: bool = True,
+    ) -> None:
+        from .errors import ModelError
+
+        super().__init__()
+        if model.training:
+            raise ModelError(f"{name} is in training mode, where dropout and batch statistics change its answers: call .eval() on it first")
+        self.model = model
+        self.preprocess = preprocess or Preprocess(size=None, resize=None)
+        self.classes, self.name, self.data, self.differentiable = classes, name, data, differentiable
+        self.register_buffer("mean", None if mean is None else torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1))
+        self.register_buffer("std", None if std is None else torch.tensor(std, dtype=torch.float32).view(-1, 1, 1))
+        self.training = False  # not .eval(): an exported program refuses it, and the model was just checked
+
+    def forward(self, images: Images) -> Logits:
+        if self.mean is not None:
+            images = images - self.mean
+        if self.std is not None:
+            images = images / self.std
+        logits: Logits = self.model(images)
+        return logits
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's first tensor lives."""
+        tensors = [*self.parameters(), *self.buffers()]
+        return tensors[0].device if tensors else torch.device("cpu")
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over the weights, the normalisation and the preprocessing: equal digests answer alike."""
+        described = re.sub(r" at 0x[0-9a-f]+", "", repr(self.model))  # an address is not part of what a model is
+        total = hashlib.sha256(f"{described}{self.preprocess}".encode())
+        for key, tensor in sorted(self.state_dict(keep_vars=True).items()):
+            if isinstance(tensor, Tensor):
+                total.update(f"{key}{tuple(tensor.shape)}{tensor.dtype}".encode())
+                total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return total.hexdigest()

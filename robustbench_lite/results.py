@@ -1,0 +1,202 @@
+"""What a run found: conditions, one verdict per condition and sample, and the table made from them."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from .stats import wilson
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import Tensor
+
+Kind = Literal["clean", "attack", "corruption", "worst", "certified", "shift"]
+Goal = Literal["first", "closest", "full"]
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One thing that was done to every image: nothing (`clean`), an attack at one eps, a corruption at one severity.
+
+    `name` is unique in a run: `clean`, `pgd[linf,4/255]`, `worst[linf,4/255]`. `attack` is the spec that configured it.
+    """
+
+    name: str
+    kind: Kind
+    attack: str | None = None
+    norm: str | None = None
+    eps: float | None = None
+    severity: int | None = None
+    goal: Goal = "first"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One line of the results: what one condition did to one image.
+
+    `broken` is None where the evaluation could not decide (NaN, error; `reason` says which): it never counts as robust.
+    `prediction`, `confidence` (softmax probability of the prediction) and `distance` belong to the witness of a broken image, and to
+    the image of highest margin that the attack asked about otherwise. `precision` is the search's; a witness is always settled in
+    float32. `witness` is the SHA-256 of the witness's file, None where none was kept.
+    """
+
+    sample_id: str
+    group: str | None
+    condition: str
+    label: Any
+    clean_prediction: Any
+    prediction: Any
+    target: int | None
+    broken: bool | None
+    broken_by: str | None
+    restart: int
+    reason: str | None
+    distance: float
+    confidence: float
+    steps: int
+    forwards: int
+    backwards: int
+    precision: str
+    seed: int
+    witness: str | None
+
+
+VERDICT_FIELDS = tuple(field.name for field in fields(Verdict))
+
+
+@dataclass(frozen=True)
+class Witness:
+    """The proof that an image is broken: the clean image and the adversarial one, both (C, H, W) float32 in [0, 1]."""
+
+    clean: Tensor
+    adversarial: Tensor
+
+
+def eps_text(eps: float) -> str:
+    """`4/255` where eps is a multiple of a half 255th, else the plain number."""
+    parts = round(eps * 255 * 2) / 2
+    if 0 < parts <= 255 and math.isclose(eps, parts / 255, rel_tol=1e-9):
+        return f"{parts:g}/255"
+    return f"{eps:g}"
+
+
+def worst_case(conditions: Sequence[Condition], verdicts: Iterable[Verdict]) -> tuple[list[Condition], list[Verdict]]:
+    """Per norm and eps, a `worst[norm,eps]` condition: an image is broken when any attack of that size broke it.
+
+    An image that no attack broke and some attack left undecided is undecided.
+    """
+    attacks = {c.name: c for c in conditions if c.kind == "attack"}
+    groups: dict[tuple[str | None, float | None], dict[str, list[Verdict]]] = {}
+    for c in attacks.values():
+        groups.setdefault((c.norm, c.eps), {})
+    for v in verdicts:
+        if v.condition in attacks:
+            c = attacks[v.condition]
+            groups[c.norm, c.eps].setdefault(v.sample_id, []).append(v)
+    worst_conditions, worst_verdicts = [], []
+    for (norm, eps), samples in groups.items():
+        name = f"worst[{norm},{eps_text(eps or 0)}]"
+        worst_conditions.append(Condition(name, "worst", norm=norm, eps=eps))
+        for rows in samples.values():
+            first = next((v for v in rows if v.broken), None) or next((v for v in rows if v.broken is None), rows[0])
+            worst_verdicts.append(
+                Verdict(
+                    **{f: getattr(first, f) for f in VERDICT_FIELDS}
+                    | {
+                        "condition": name,
+                        "forwards": sum(v.forwards for v in rows),
+                        "backwards": sum(v.backwards for v in rows),
+                        "steps": sum(v.steps for v in rows),
+                    }
+                )
+            )
+    return worst_conditions, worst_verdicts
+
+
+TABLE_COLUMNS = (
+    "model", "data", "condition", "kind", "norm", "eps", "severity", "n", "correct", "accuracy", "ci_low", "ci_high", "undecided",
+    "mean_forwards", "mean_backwards", "seconds", "attack", "goal", "search", "success_all", "success_correct", "median_distance",
+)  # fmt: skip
+
+
+def table_row(condition: Condition, verdicts: Sequence[Verdict], model: str, data: str, seconds: float) -> dict[str, Any]:
+    """One row of the table.
+
+    `accuracy = correct / n`: an undecided image is in n and is not correct. `success_all` is broken / n, `success_correct` the share
+    of the initially correct images that were broken. `mean_forwards` and `mean_backwards` are over the images that were attacked,
+    that is, all but those that met the criterion when clean; on the clean row, over all. `median_distance` is given under the goal
+    `closest` only, images that were not broken counting as infinitely far.
+
+    Raises:
+        ValueError: there are no verdicts; an empty evaluation has no accuracy.
+    """
+    n = len(verdicts)
+    if n == 0:
+        raise ValueError(f"no verdicts under {condition.name}: an empty evaluation has no accuracy")
+    undecided = sum(v.broken is None for v in verdicts)
+    broken = sum(v.broken is True for v in verdicts)
+    correct = n - broken - undecided
+    low, high = wilson(correct, n)
+    paid = verdicts if condition.kind == "clean" else [v for v in verdicts if v.broken_by != "clean" and v.forwards > 0]
+    wrong_when_clean = sum(v.broken_by == "clean" for v in verdicts)
+    attackable = n - wrong_when_clean
+    distances = [v.distance if v.broken else math.inf for v in verdicts]
+    return {
+        "model": model, "data": data, "condition": condition.name, "kind": condition.kind, "norm": condition.norm,
+        "eps": condition.eps, "severity": condition.severity, "n": n, "correct": correct, "accuracy": correct / n,
+        "ci_low": low, "ci_high": high, "undecided": undecided,
+        "mean_forwards": statistics.fmean([v.forwards for v in paid] or [0]),
+        "mean_backwards": statistics.fmean([v.backwards for v in paid] or [0]),
+        "seconds": seconds, "attack": condition.attack, "goal": condition.goal,
+        "search": "+".join(sorted({v.precision for v in verdicts})),
+        "success_all": None if condition.kind == "clean" else broken / n,
+        "success_correct": None if condition.kind == "clean" or not attackable else (broken - wrong_when_clean) / attackable,
+        "median_distance": statistics.median(distances) if condition.goal == "closest" else None,
+    }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run, for reports and for Python: `table`, `verdicts`, `conditions`, `config`, and the witnesses.
+
+    Args:
+        config: what `run.json` holds: resolved arguments, versions, device, digests.
+        conditions: in the order in which they were evaluated; the worst-case conditions last.
+        verdicts: of every condition and sample.
+        seconds: wall time per condition, summed over all sessions of a resumed run.
+        witness: the witness of (condition, sample id), or None where none was kept.
+        folder: the run's folder, None for a run kept in memory.
+    """
+
+    config: Mapping[str, Any]
+    conditions: Sequence[Condition]
+    verdicts: Sequence[Verdict]
+    seconds: Mapping[str, float]
+    witness: Callable[[str, str], Witness | None]
+    folder: Path | None = None
+
+    def of(self, condition: str) -> list[Verdict]:
+        """The verdicts of one condition, in the data set's order."""
+        return [v for v in self.verdicts if v.condition == condition]
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row per condition, the columns of `TABLE_COLUMNS`."""
+        import pandas as pd
+
+        model, data = self.config["model"]["name"], self.config["data"]["name"]
+        by_condition: dict[str, list[Verdict]] = {c.name: [] for c in self.conditions}
+        for v in self.verdicts:
+            by_condition[v.condition].append(v)
+        rows = [table_row(c, by_condition[c.name], model, data, self.seconds.get(c.name, 0.0)) for c in self.conditions]
+        return pd.DataFrame(rows, columns=list(TABLE_COLUMNS))
+
+    def _repr_html_(self) -> str:
+        from .registry import REPORTS
+
+        return str(REPORTS.get("notebook")(self))
