@@ -1,0 +1,310 @@
+"""Images with their labels: the one form in which data reaches an evaluation, whether it lies in memory or in files."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, overload
+
+import torch
+from torch import Tensor
+
+from .classifier import Preprocess
+from .errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL.Image import Image
+
+Label = int | tuple[float, ...]
+"""A class index, or one 0/1 float a class for multi-label data."""
+
+
+class Pictures(Protocol):
+    """Where the images of a data set are read from, one at a time; a stacked (N, C, H, W) tensor is one of them."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Tensor:
+        """(C, H, W) float32 in [0, 1]."""
+        ...
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Some of the images of another source, in the order of `indices`, without copying them."""
+
+    pictures: Pictures
+    indices: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int, /) -> Tensor:
+        return self.pictures[self.indices[index]]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Pictures in one uint8 array, (N, H, W) grey or (N, H, W, 3), prepared when they are asked for."""
+
+    pixels: np.ndarray[Any, np.dtype[np.uint8]]
+    preprocess: Preprocess | None = None
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, index: int, /) -> Tensor:
+        from PIL import Image
+
+        return prepared(Image.fromarray(self.pixels[index]), self.preprocess)
+
+
+@dataclass(frozen=True)
+class Files:
+    """Picture files, opened when they are asked for.
+
+    Raises (on access):
+        DataError: a file that is no picture, is cut off, or has more than 8 bits a channel; its path is named.
+    """
+
+    paths: Sequence[Path]
+    preprocess: Preprocess | None = None
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int, /) -> Tensor:
+        from PIL import Image
+
+        try:
+            with Image.open(self.paths[index]) as picture:
+                return prepared(picture, self.preprocess)
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow raises for a damaged file
+            raise DataError(f"cannot read the image {self.paths[index]}: {error}") from error
+
+    def unreadable(self) -> list[Path]:
+        """The files whose header is not that of a picture."""
+        from PIL import Image
+
+        bad = []
+        for path in self.paths:
+            try:
+                with Image.open(path) as picture:
+                    picture.verify()
+            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+                bad.append(path)
+        return bad
+
+
+def prepared(picture: Image, preprocess: Preprocess | None) -> Tensor:
+    """(C, H, W) float32 in [0, 1]; without a preprocess the picture keeps its size, and its one channel where it is grey."""
+    if picture.mode == "F" or picture.mode.startswith("I"):
+        # Pillow would clip such values at 255 without a word, which turns a 16-bit X-ray white
+        raise ValueError(f"it has more than 8 bits a channel (mode {picture.mode}): convert it, or pass float images in [0, 1] as npz:FILE")
+    if preprocess is None:
+        preprocess = Preprocess(size=None, resize=None, channels=1 if picture.mode in ("L", "1") else 3)
+    return preprocess(picture)
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledImages(Sequence[tuple[Tensor, Label]]):
+    """A sequence of `(image, label)`: images (C, H, W) float32 in [0, 1], labels class indices or tuples of 0/1 floats.
+
+    Args:
+        pictures: where the images are read from.
+        labels: one per image.
+        ids: stable and unique, so that verdicts can be compared across runs: a content hash, or a path relative to the data's root.
+        name: what tables call it.
+        groups: one per image (a patient, a site); None where there are none.
+        classes: number of classes; None where unknown.
+        default_eps: the radius an attack uses when none is given, per norm, in [0, 1] pixel units; empty where nobody can know it.
+        source: what a person must know about where it came from.
+        sizes: bytes of each file, for `digest`; empty for images in memory, whose ids hold their content.
+
+    Raises:
+        DataError: labels, ids, groups and images that do not fit each other or the class count.
+    """
+
+    pictures: Pictures
+    labels: Sequence[Label]
+    ids: Sequence[str]
+    name: str = "data"
+    groups: Sequence[str] | None = None
+    classes: int | None = None
+    default_eps: Mapping[str, float] = field(default_factory=dict)
+    source: str = ""
+    sizes: Sequence[int] = ()
+
+    def __post_init__(self) -> None:
+        if not len(self.pictures):
+            raise DataError(f"{self.name} holds no images")
+        for what, values in (("labels", self.labels), ("ids", self.ids), ("groups", self.groups), ("sizes", self.sizes or None)):
+            if values is not None and len(values) != len(self.pictures):
+                raise DataError(f"{self.name} has {len(self.pictures)} images and {len(values)} {what}: there must be one each")
+        repeated = [key for key, count in Counter(self.ids).items() if count > 1]
+        if repeated:
+            raise DataError(f"{self.name} has {len(repeated)} ids that occur twice, the first is {repeated[0]!r}: ids must be unique")
+        for index, label in enumerate(self.labels):
+            self._check(label, index)
+
+    def _check(self, label: Label, index: int) -> None:
+        if isinstance(label, tuple):
+            if self.classes is not None and len(label) != self.classes:
+                raise DataError(f"label {index} of {self.name} has {len(label)} entries, but there are {self.classes} classes")
+            if any(value not in (0.0, 1.0) for value in label):
+                raise DataError(f"label {index} of {self.name} is {label}: the entries of a multi-label label are 0 or 1")
+        elif label < 0 or (self.classes is not None and label >= self.classes):
+            allowed = "0 or more" if self.classes is None else f"0..{self.classes - 1}"
+            raise DataError(f"label {index} of {self.name} is {label}: class indices are {allowed}")
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[Tensor, Label]: ...
+    @overload
+    def __getitem__(self, index: slice) -> LabelledImages: ...
+    def __getitem__(self, index: int | slice) -> tuple[Tensor, Label] | LabelledImages:
+        if isinstance(index, slice):
+            return self._take(range(len(self))[index])
+        position = range(len(self))[index]  # an index beyond the end is an IndexError here, so that iteration stops
+        return self.pictures[position], self.labels[position]
+
+    def _take(self, indices: Sequence[int]) -> LabelledImages:
+        return replace(
+            self,
+            pictures=Chosen(self.pictures, indices),
+            labels=[self.labels[i] for i in indices],
+            ids=[self.ids[i] for i in indices],
+            groups=None if self.groups is None else [self.groups[i] for i in indices],
+            sizes=[self.sizes[i] for i in indices] if self.sizes else (),
+        )
+
+    def subset(self, limit: int, seed: int) -> LabelledImages:
+        """`limit` images, every class in proportion, in the data set's own order; all of them when there are no more.
+
+        A smaller subset with the same seed is contained in a larger one.
+
+        Raises:
+            UsageError: the limit is below 1.
+        """
+        if limit < 1:
+            raise UsageError(f"the limit must be 1 or more, got {limit}")
+        if limit >= len(self):
+            return self
+        drawn = {i: hashlib.blake2b(f"{seed}/{key}".encode(), digest_size=16).digest() for i, key in enumerate(self.ids)}
+        by_class: dict[Label, list[int]] = {}
+        for index in sorted(drawn, key=drawn.__getitem__):
+            by_class.setdefault(self.labels[index], []).append(index)
+        # spread each class evenly over [0, 1]: any beginning of that line has every class in proportion
+        position = {index: (rank + 0.5) / len(members) for members in by_class.values() for rank, index in enumerate(members)}
+        return self._take(sorted(sorted(position, key=lambda index: (position[index], drawn[index]))[:limit]))
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over ids, labels and file sizes: equal digests are the same data."""
+        total = hashlib.sha256()
+        for index, (key, label) in enumerate(zip(self.ids, self.labels, strict=True)):
+            total.update(f"{key}\t{label}\t{self.sizes[index] if self.sizes else ''}\n".encode())
+        return total.hexdigest()
+
+
+def from_arrays(
+    images: Any,
+    labels: Any,
+    name: str = "data",
+    *,
+    ids: Sequence[str] | None = None,
+    groups: Sequence[str] | None = None,
+    classes: int | None = None,
+    default_eps: Mapping[str, float] | None = None,
+    source: str = "arrays passed in",
+) -> LabelledImages:
+    """Images in memory with their labels.
+
+    Args:
+        images: tensor or array (N, C, H, W), floats in [0, 1], or uint8, which is divided by 255.
+        labels: (N,) or (N, 1) class indices, or (N, K) 0/1 for multi-label data.
+
+    Raises:
+        DataError: wrong shapes, values outside [0, 1] or not finite, labels that are no class indices.
+    """
+    pixels = torch.as_tensor(images).detach().cpu()
+    if pixels.ndim != 4:
+        raise DataError(f"{name}: images must have the shape (N, channels, height, width), got {tuple(pixels.shape)}")
+    if pixels.dtype != torch.uint8 and not pixels.is_floating_point():
+        raise DataError(f"{name}: images must be floats in [0, 1] or uint8, got {str(pixels.dtype).removeprefix('torch.')}")
+    pixels = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels.float()
+    _check_range(pixels, name)
+    listed = list(ids) if ids is not None else content_ids(pixels.numpy())
+    kept = {} if default_eps is None else default_eps
+    return LabelledImages(pixels, labels_of(labels, name), listed, name, groups, classes, kept, source)
+
+
+def _check_range(pixels: Tensor, name: str) -> None:
+    bad = (~torch.isfinite(pixels)).flatten(1).any(1)
+    if bad.any():
+        raise DataError(
+            f"{name}: {int(bad.sum())} of {len(pixels)} images hold NaN or infinity, the first is number {int(bad.nonzero()[0])}"
+        )
+    if pixels.numel() and (pixels.min() < 0 or pixels.max() > 1):
+        raise DataError(
+            f"{name}: pixels must lie in [0, 1] but span [{pixels.min():.4g}, {pixels.max():.4g}]: divide by 255, "
+            "or leave normalisation out of the data and give it to the model (mean, std)"
+        )
+
+
+def from_loader(loader: Iterable[Any], name: str = "data", *, classes: int | None = None) -> LabelledImages:
+    """Everything that a DataLoader, or any iterable of `(images, labels)` batches, yields; held in memory.
+
+    Raises:
+        DataError: a batch of another form, no batch at all, or what `from_arrays` refuses.
+    """
+    images, labels = [], []
+    for batch in loader:
+        if not isinstance(batch, (tuple, list)) or len(batch) < 2:
+            raise DataError(f"{name}: the loader must yield (images, labels) batches, got {type(batch).__name__}")
+        images.append(torch.as_tensor(batch[0]))
+        labels.append(torch.as_tensor(batch[1]))
+    if not images:
+        raise DataError(f"{name}: the loader yields no batches")
+    shapes = {tuple(part.shape[1:]) for part in images}
+    if len(shapes) > 1:
+        raise DataError(f"{name}: the loader's images differ in shape: {' and '.join(map(str, sorted(shapes)[:2]))}")
+    return from_arrays(torch.cat(images), torch.cat(labels), name, classes=classes, source=f"a {type(loader).__name__} passed in")
+
+
+def labels_of(labels: Any, name: str) -> list[Label]:
+    """(N,) or (N, 1) whole numbers as class indices, (N, K) as one tuple of floats an image.
+
+    Raises:
+        DataError: they are neither.
+    """
+    values = torch.as_tensor(labels).detach().cpu()
+    if values.ndim == 2 and values.shape[1] > 1:
+        return [tuple(row) for row in values.double().tolist()]
+    if values.ndim == 2:
+        values = values[:, 0]
+    if values.ndim != 1:
+        raise DataError(f"{name}: labels must have the shape (N,) or (N, K), got {tuple(values.shape)}")
+    for value in values.tolist():
+        if not math.isfinite(value) or value != int(value):
+            raise DataError(f"{name}: labels must be whole numbers, got {value}")
+    return [int(value) for value in values.tolist()]
+
+
+def content_ids(pixels: np.ndarray[Any, Any]) -> list[str]:
+    """16 hex digits of SHA-256 of shape and pixels of each image; the second of two equal images ends in `-2`."""
+    seen: Counter[str] = Counter()
+    ids = []
+    for image in pixels:
+        key = hashlib.sha256(f"{image.shape}{image.dtype}".encode() + image.tobytes()).hexdigest()[:16]
+        seen[key] += 1
+        ids.append(key if seen[key] == 1 else f"{key}-{seen[key]}")
+    return ids

@@ -1,0 +1,44 @@
+"""Losses that attacks climb: `(logits (B, K), labels (B,)) -> (B,)`, larger where the image is nearer to being misclassified."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .classifier import Labels, Logits
+
+Loss = Literal["ce", "dlr", "margin"]
+LossFunction = Callable[[Logits, Labels], Tensor]
+
+
+def cross_entropy(logits: Logits, labels: Labels) -> Tensor:
+    return functional.cross_entropy(logits, labels, reduction="none")
+
+
+def margin(logits: Logits, labels: Labels) -> Tensor:
+    """Largest other logit minus the label's: positive where misclassified (Carlini & Wagner, S&P 2017)."""
+    return logits.scatter(1, labels[:, None], -torch.inf).amax(1) - logits.gather(1, labels[:, None])[:, 0]
+
+
+def dlr(logits: Logits, labels: Labels) -> Tensor:
+    """Difference of logits ratio (Croce & Hein, ICML 2020, eq. 6); below four classes it is constant in places, and the margin takes over."""
+    if logits.shape[1] < 4:
+        return margin(logits, labels)
+    top = logits.topk(3, dim=1).values
+    return margin(logits, labels) / (top[:, 0] - top[:, 2] + 1e-12)
+
+
+def targeted_dlr(logits: Logits, labels: Labels, target: Labels) -> Tensor:
+    """Its targeted form (eq. 7): climbs towards the class `target`."""
+    ahead = (logits.gather(1, target[:, None]) - logits.gather(1, labels[:, None]))[:, 0]
+    if logits.shape[1] < 4:
+        return ahead
+    top = logits.topk(4, dim=1).values
+    return ahead / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
+
+
+LOSSES: dict[str, LossFunction] = {"ce": cross_entropy, "dlr": dlr, "margin": margin}

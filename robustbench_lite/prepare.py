@@ -1,0 +1,151 @@
+"""Make a frozen model faster without changing what it says: fold batch normalisation, channels last, micro-batches.
+
+Only where that is safe: the model can be traced, has no hooks, nothing random and nothing non-smooth in it, and its logits agree
+on a first batch. Whatever the prepared model finds is settled on the model as given, so a mistake here costs time and not truth.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from .classifier import Images
+from .passes import Passes
+
+CACHE = 32 * 2**20
+"""Bytes above which glibc takes an activation from the system and gives it back at every layer, with a page fault for every page."""
+
+UNSAFE = ("topk", "kthvalue", "sort", "argsort", "round", "floor", "ceil", "trunc", "sign", "heaviside", "argmax", "rand", "bernoulli",
+          "multinomial", "normal", "poisson", "one_hot", "gt", "lt", "ge", "le", "eq")  # fmt: skip
+"""Operations that a rounding error can tip over, or that draw: a model with one of these is run as given."""
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What was done, for the run's record."""
+
+    passes: Passes
+    folded: int = 0
+    reason: str | None = None  # why not more
+
+    def described(self) -> dict[str, Any]:
+        p = self.passes
+        return {
+            "folded_layers": self.folded,
+            "channels_last": p.memory_format is torch.channels_last,
+            "micro_batch": p.micro,
+            "precision": "fp32" if p.reduced is None else str(p.reduced).removeprefix("torch."),
+            "as_given_because": self.reason,
+        }
+
+
+def prepare(model: nn.Module, probe: Images, *, cut: bool = True, reduced: torch.dtype | None = None) -> Preparation:
+    """The fastest safe way to run `model`.
+
+    Args:
+        model: images in [0, 1] -> logits, in eval mode.
+        probe: (B, C, H, W) a few images that both models must agree on.
+        cut: cut batches so that activations stay in the allocator's own memory; for a CPU.
+        reduced: dtype of autocast, None for float32.
+    """
+    micro = _micro_batch(model, probe) if cut else None
+    given = Passes(model, micro, reduced=reduced, prepared=reduced is not None)
+    reason = _unsafe(model)
+    if reason:
+        return Preparation(given, reason=reason)
+    try:
+        pairs = list(_foldable(model))
+    except Exception as error:  # tracing runs the model's own code on stand-ins, which may fail in any way
+        return Preparation(given, reason=f"the model cannot be traced ({type(error).__name__})")
+    folded = _folded(model, pairs).to(memory_format=torch.channels_last)
+    fast = replace(given, model=folded, memory_format=torch.channels_last, prepared=True)
+    exact = Passes(model).logits(probe)
+    gap = (replace(fast, reduced=None).logits(probe) - exact).abs().amax()
+    if not gap <= 1e-3 * exact.abs().amax().clamp(min=1e-6):
+        return Preparation(given, reason=f"the folded model's logits differ by {float(gap):.2g}")
+    return Preparation(fast, folded=len(pairs))
+
+
+def _unsafe(model: nn.Module) -> str | None:
+    for name, module in model.named_modules():
+        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+            return f"{name or 'the model'} has hooks"
+        if module.training:
+            return f"{name or 'the model'} is in training mode"
+        if isinstance(module, (torch.jit.ScriptModule, fx.GraphModule)):
+            return "the model is an archive"
+    return None
+
+
+class _Tracer(fx.Tracer):
+    """Traces into everything but layers, so that a subclass of a layer (timm's padded convolution) counts as one."""
+
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return isinstance(module, (nn.Conv2d, nn.BatchNorm2d)) or super().is_leaf_module(module, name)
+
+
+def _foldable(model: nn.Module) -> Iterator[tuple[str, str]]:
+    """Names of (convolution, batch normalisation) where the second sees the first's output and nobody else does."""
+    graph = _Tracer().trace(model)
+    modules = dict(model.named_modules())
+    called: dict[str, int] = {}
+    for node in graph.nodes:
+        if node.op == "call_module":
+            called[node.target] = called.get(node.target, 0) + 1
+        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        if node.op in ("call_function", "call_method") and name.strip("_").startswith(UNSAFE):
+            raise ValueError(f"{name} is not smooth")
+    for node in graph.nodes:
+        if node.op != "call_module" or not node.args:
+            continue
+        norm, before = modules[node.target], node.args[0]
+        if not (isinstance(norm, nn.BatchNorm2d) and norm.track_running_stats and isinstance(before, fx.Node) and before.op == "call_module"):
+            continue
+        if isinstance(modules[before.target], nn.Conv2d) and len(before.users) == 1 and called[node.target] == called[before.target] == 1:
+            yield str(before.target), str(node.target)
+
+
+def _folded(model: nn.Module, pairs: list[tuple[str, str]]) -> nn.Module:
+    """A copy of the model in which each pair's normalisation is part of its convolution."""
+    model = copy.deepcopy(model)
+    for conv_name, norm_name in pairs:
+        conv, norm = model.get_submodule(conv_name), model.get_submodule(norm_name)
+        assert isinstance(conv, nn.Conv2d)
+        assert isinstance(norm, nn.BatchNorm2d)
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        weight, bias = fuse_conv_bn_weights(conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
+        conv.weight, conv.bias = weight.requires_grad_(False), bias.requires_grad_(False)
+        parent, _, leaf = norm_name.rpartition(".")
+        # timm's normalisation carries the activation that follows it
+        rest = [m for m in (getattr(norm, "drop", None), getattr(norm, "act", None)) if isinstance(m, nn.Module)]
+        setattr(model.get_submodule(parent), leaf, nn.Sequential(*rest) if rest else nn.Identity())
+    return model.eval()
+
+
+def _micro_batch(model: nn.Module, probe: Images) -> int | None:
+    """The largest power of two of images whose largest activation stays under CACHE."""
+    largest = 0
+
+    def look(_: nn.Module, __: Any, output: Any) -> None:
+        nonlocal largest
+        if isinstance(output, torch.Tensor):
+            largest = max(largest, output[:1].numel() * 4)
+
+    layers = [m for m in model.modules() if not any(m.children())]
+    if any(isinstance(m, torch.jit.ScriptModule) for m in model.modules()):
+        return None  # archives take no hooks
+    handles = [m.register_forward_hook(look) for m in layers]
+    try:
+        with torch.no_grad():
+            model(probe[:1])
+    finally:
+        for handle in handles:
+            handle.remove()
+    return 1 << max(0, (CACHE // largest).bit_length() - 1) if largest else None

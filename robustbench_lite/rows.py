@@ -1,0 +1,52 @@
+"""Records of per-row tensors: the one place that selects rows and puts batches together."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    class _Record(DataclassInstance): ...
+else:
+
+    class _Record: ...
+
+
+Selection = Tensor | slice
+"""A boolean mask (B,), an index tensor, or a slice."""
+
+
+class Rows(_Record):
+    """Base of dataclasses whose tensors have the row first. Scalars, 0-d tensors and other values are shared by all rows."""
+
+    def take(self, rows: Selection) -> Self:
+        """The record of these rows only."""
+        return replace(self, **{f.name: _take(getattr(self, f.name), rows) for f in fields(self) if f.init})
+
+    def join(self, *others: Self) -> Self:
+        """The rows of `self`, then those of the others."""
+        records = (self, *others)
+        return replace(self, **{f.name: _join([getattr(r, f.name) for r in records]) for f in fields(self) if f.init})
+
+
+def _take(value: Any, rows: Selection) -> Any:
+    if isinstance(value, Rows):
+        return value.take(rows)
+    return value[rows] if isinstance(value, Tensor) and value.dim() else value
+
+
+def _join(values: list[Any]) -> Any:
+    first = values[0]
+    if isinstance(first, Rows):
+        return first.join(*values[1:])
+    return torch.cat(values) if isinstance(first, Tensor) and first.dim() else first
+
+
+def per_sample(values: Tensor, like: Tensor) -> Tensor:
+    """(B,) as (B, 1, ..., 1), to broadcast against a batch of images; a 0-d tensor stays as it is."""
+    return values.reshape(-1, *(1,) * (like.dim() - 1)) if values.dim() else values

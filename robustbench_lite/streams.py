@@ -1,0 +1,55 @@
+"""Random numbers keyed by what they are for, so that they never depend on batch, worker, order or resume."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def generator(*key: object) -> np.random.Generator:
+    """numpy's Philox generator under a 128-bit blake2b of the key's parts: the same values on every machine."""
+    text = "\x1f".join(map(str, key))
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little")))
+
+
+@dataclass(frozen=True)
+class Streams:
+    """Draws for the rows of one batch, each row under its own key: (seed, sample id, condition, restart, stream, step).
+
+    Args:
+        seed: of the whole run.
+        condition: its name.
+        rows: (sample id, restart) per row.
+        steps: (B,) steps done per row, None before the first.
+        device: where the draws are wanted; they are made on the CPU and are equal on all devices.
+    """
+
+    seed: int
+    condition: str
+    rows: Sequence[tuple[str, int]]
+    steps: Tensor | None
+    device: torch.device
+
+    def uniform(self, stream: str, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
+        """(B, *shape) float32, uniform in [low, high)."""
+        return self._each(stream, lambda g: g.random(shape, dtype=np.float32)) * (high - low) + low
+
+    def normal(self, stream: str, *shape: int) -> Tensor:
+        """(B, *shape) float32, standard normal."""
+        return self._each(stream, lambda g: g.standard_normal(shape, dtype=np.float32))
+
+    def seeds(self, stream: str) -> list[int]:
+        """One 63-bit seed a row, for code that has a generator of its own."""
+        return [int(g.integers(2**63)) for g in self._generators(stream)]
+
+    def _generators(self, stream: str) -> list[np.random.Generator]:
+        steps = [-1] * len(self.rows) if self.steps is None else self.steps.tolist()
+        return [generator(self.seed, sample, self.condition, restart, stream, step) for (sample, restart), step in zip(self.rows, steps, strict=True)]
+
+    def _each(self, stream: str, draw: Callable[[np.random.Generator], np.ndarray]) -> Tensor:
+        return torch.from_numpy(np.stack([draw(g) for g in self._generators(stream)])).to(self.device)

@@ -1,0 +1,208 @@
+"""What an attacker may do to an image. The only place that knows norms."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from .classifier import Images
+from .errors import UsageError, did_you_mean
+from .rows import Rows, per_sample
+
+if TYPE_CHECKING:
+    from .streams import Streams
+
+Norm = Literal["linf", "l2", "l1", "l0"]
+
+ROUNDING = 1e-5
+"""Relative slack of `contains`: float32 sums over an image's pixels are good to about this."""
+
+
+class Threat(Rows):
+    """The set of images that an attacker may turn `origin` into."""
+
+    @abstractmethod
+    def contains(self, x: Images, origin: Images) -> Tensor:
+        """(B,) whether x is an image in [0, 1] that the attacker may reach from origin."""
+
+
+@dataclass(frozen=True)
+class Ball(Threat):
+    """All images within `eps` of the origin, by one norm.
+
+    Args:
+        eps: 0-d or (B,), in units of a pixel's full range [0, 1]; for `l0` the number of values (pixel x channel) that may change.
+    """
+
+    eps: Tensor
+    norm: ClassVar[Norm]
+
+    def project(self, x: Images, origin: Images) -> Images:
+        """A point of the ball and of the box [0, 1] that is near to x."""
+        return (origin + self._shrink(x - origin)).clamp_(0, 1)
+
+    def contains(self, x: Images, origin: Images) -> Tensor:
+        flat = x.flatten(1)
+        in_box = (flat.amin(1) >= 0) & (flat.amax(1) <= 1)
+        return in_box & (self.distance(x, origin) <= self.eps * (1 + ROUNDING) + 1e-7)
+
+    @abstractmethod
+    def distance(self, x: Images, origin: Images) -> Tensor:
+        """(B,) how far x is from origin."""
+
+    def ascent(self, gradient: Images, share: float) -> Images:
+        """The step that climbs fastest among those whose length is `share` of eps; zero where the gradient is."""
+        return share * per_sample(self.eps, gradient) * self.steepest(gradient)
+
+    def usual_share(self, steps: int) -> float:
+        """The length of a step, as a share of eps, with which `steps` of them reach every point of the ball from any other."""
+        return 2.5 / steps
+
+    @abstractmethod
+    def steepest(self, gradient: Images) -> Images:
+        """The step of unit length that climbs fastest; zero where the gradient is."""
+
+    @abstractmethod
+    def random_point(self, origin: Images, draw: Streams) -> Images:
+        """A random point of the ball and the box, the same for the same keys."""
+
+    def _shrink(self, delta: Images) -> Images:
+        """delta, brought into the ball around 0."""
+        raise TypeError(f"{type(self).__name__} must define _shrink or project")
+
+
+@dataclass(frozen=True)
+class Linf(Ball):
+    norm = "linf"
+
+    def project(self, x: Images, origin: Images) -> Images:
+        eps = per_sample(self.eps, x)
+        return torch.clamp(x, origin - eps, origin + eps).clamp_(0, 1)
+
+    def distance(self, x: Images, origin: Images) -> Tensor:
+        return torch.linalg.vector_norm((x - origin).flatten(1), torch.inf, dim=1)
+
+    def steepest(self, gradient: Images) -> Images:
+        return gradient.sign()
+
+    def random_point(self, origin: Images, draw: Streams) -> Images:
+        noise = draw.uniform("random point", *origin.shape[1:], low=-1.0, high=1.0)
+        return self.project(origin + per_sample(self.eps, origin) * noise, origin)
+
+
+@dataclass(frozen=True)
+class L2(Ball):
+    norm = "l2"
+
+    def distance(self, x: Images, origin: Images) -> Tensor:
+        return torch.linalg.vector_norm((x - origin).flatten(1), dim=1)
+
+    def _shrink(self, delta: Images) -> Images:
+        length = torch.linalg.vector_norm(delta.flatten(1), dim=1)
+        return delta * per_sample((self.eps / length.clamp(min=1e-30)).clamp(max=1), delta)
+
+    def steepest(self, gradient: Images) -> Images:
+        # scaled by its largest value first: the squares of a saturated model's tiny gradients would vanish in float32
+        scaled = gradient / per_sample(gradient.flatten(1).abs().amax(1).clamp(min=1e-38), gradient)
+        return scaled / per_sample(torch.linalg.vector_norm(scaled.flatten(1), dim=1).clamp(min=1e-12), gradient)
+
+    def random_point(self, origin: Images, draw: Streams) -> Images:
+        # uniform in radius and not in volume: by volume nearly every start lies on the sphere, and was measured weaker
+        direction = self.steepest(draw.normal("random point", *origin.shape[1:]))
+        radius = per_sample(self.eps, origin) * per_sample(draw.uniform("radius", 1)[:, 0], origin)
+        return self.project(origin + radius * direction, origin)
+
+
+@dataclass(frozen=True)
+class L1(Ball):
+    norm = "l1"
+    share: ClassVar[float] = 0.01  # of the values that one step moves (Tramèr & Boneh 2019, section 4: the sparse l1 descent)
+
+    def distance(self, x: Images, origin: Images) -> Tensor:
+        return (x - origin).flatten(1).abs().sum(1)
+
+    def _shrink(self, delta: Images) -> Images:
+        """Euclidean projection onto the l1 ball (Duchi et al., ICML 2008): soft thresholding."""
+        flat = delta.flatten(1)
+        size = flat.abs()
+        eps = self.eps.expand(len(flat))[:, None]
+        ranked = size.sort(dim=1, descending=True).values
+        over = ranked.cumsum(1) - eps
+        count = torch.arange(1, flat.shape[1] + 1, device=flat.device, dtype=flat.dtype)
+        last = (ranked * count > over).sum(1, keepdim=True).clamp(min=1) - 1
+        threshold = over.gather(1, last) / (last + 1)
+        threshold = torch.where(size.sum(1, keepdim=True) > eps, threshold, torch.zeros_like(threshold))
+        return (flat.sign() * (size - threshold).clamp(min=0)).view_as(delta)
+
+    def steepest(self, gradient: Images) -> Images:
+        flat = gradient.flatten(1)
+        count = max(1, round(self.share * flat.shape[1]))
+        top = flat.abs().topk(count, dim=1).indices
+        return torch.zeros_like(flat).scatter_(1, top, flat.gather(1, top).sign() / count).view_as(gradient)
+
+    def random_point(self, origin: Images, draw: Streams) -> Images:
+        shares = -torch.log1p(-draw.uniform("random point", *origin.shape[1:]))  # exponential: uniform on the simplex once divided by the sum
+        shares = shares / per_sample(shares.flatten(1).sum(1), shares)
+        signs = draw.uniform("sign", *origin.shape[1:], low=-1.0, high=1.0).sign()
+        radius = per_sample(self.eps, origin) * per_sample(draw.uniform("radius", 1)[:, 0], origin)
+        return self.project(origin + radius * shares * signs, origin)
+
+
+@dataclass(frozen=True)
+class L0(Ball):
+    norm = "l0"
+
+    def project(self, x: Images, origin: Images) -> Images:
+        return torch.where(self._largest((x - origin).abs(), self.eps), x.clamp(0, 1), origin)
+
+    def distance(self, x: Images, origin: Images) -> Tensor:
+        return (x != origin).flatten(1).sum(1).to(x.dtype)
+
+    def usual_share(self, steps: int) -> float:
+        """Half of the values: fewer newcomers would never displace the first ones, which have moved as far (measured)."""
+        return 0.5
+
+    def ascent(self, gradient: Images, share: float) -> Images:
+        """Its length is the number of values that move, each across the whole range; at least one."""
+        return self._largest(gradient.abs(), (share * self.eps).clamp(min=1)) * gradient.sign()
+
+    def steepest(self, gradient: Images) -> Images:
+        return self._largest(gradient.abs(), torch.ones_like(self.eps)) * gradient.sign()
+
+    def random_point(self, origin: Images, draw: Streams) -> Images:
+        # a small change: projection keeps what has moved most, so values that are far off from the start would never be given up
+        chosen = self._largest(draw.uniform("place", *origin.shape[1:]), self.eps)
+        return torch.where(chosen, (origin + 0.01 * draw.normal("random point", *origin.shape[1:])).clamp(0, 1), origin)
+
+    @staticmethod
+    def _largest(size: Images, count: Tensor) -> Tensor:
+        """Mask of the `count` (0-d or (B,)) largest values of each image; at equal values the first ones."""
+        flat = size.flatten(1)
+        order = flat.sort(dim=1, descending=True, stable=True).indices
+        rank = torch.arange(flat.shape[1], device=flat.device).expand_as(order)
+        chosen = rank < count.expand(len(flat))[:, None]
+        return torch.zeros_like(chosen).scatter_(1, order, chosen).view_as(size)
+
+
+BALLS: dict[str, type[Ball]] = {b.norm: b for b in (Linf, L2, L1, L0)}
+
+
+def ball(norm: str, eps: float) -> Ball:
+    """The ball of this norm and size.
+
+    Raises:
+        UsageError: an unknown norm, or an eps that is not a size in it: eps must be positive, at most 1 for linf, whole for l0.
+    """
+    if norm not in BALLS:
+        raise UsageError(f"unknown norm {norm!r}{did_you_mean(norm, BALLS)}")
+    if not eps > 0:
+        raise UsageError(f"eps must be positive, got {eps:g} (accuracy without an attack is the row `clean`)")
+    if norm == "linf" and eps > 1:
+        raise UsageError(f"eps {eps:g} is more than the whole range of a pixel: images are in [0, 1], write 8/255 and not 8")
+    if norm == "l0" and eps != int(eps):
+        raise UsageError(f"eps of l0 counts values and must be whole, got {eps:g}")
+    return BALLS[norm](torch.tensor(eps, dtype=torch.float32))
