@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -103,6 +103,7 @@ class Classifier(nn.Module):
         self.model = model
         self.preprocess = preprocess or Preprocess(size=None, resize=None)
         self.classes, self.name, self.data, self.differentiable = classes, name, data, differentiable
+        self.recipe: dict[str, Any] | None = None  # what `load_model` was called with, so that a run's model can be had again
         self.register_buffer("mean", None if mean is None else torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1))
         self.register_buffer("std", None if std is None else torch.tensor(std, dtype=torch.float32).view(-1, 1, 1))
         self.training = False  # not .eval(): an exported program refuses it, and the model was just checked

@@ -1,14 +1,14 @@
 """Every error a user can cause, and the exit code it ends in.
 
-    RobustEvalError
-    ├── UsageError               2  the command, a file or the data is wrong; nothing was evaluated
-    │   ├── UnknownName             a name that is not registered; the message offers the nearest ones
-    │   ├── BadSpec                 a spec string or a parameter that cannot be read
-    │   ├── ModelError              a model that cannot be loaded or used
-    │   ├── DataError               images or labels that cannot be read or used
-    │   └── RunMismatch             a run's folder that belongs to another configuration
-    ├── InvalidEvaluation        4  the evaluation began and its numbers cannot be trusted
-    └── WitnessRefuted           1  `verify` found a witness that does not hold
+RobustEvalError
+├── UsageError               2  the command, a file or the data is wrong; nothing was evaluated
+│   ├── UnknownName             a name that is not registered; the message offers the nearest ones
+│   ├── BadSpec                 a spec string or a parameter that cannot be read
+│   ├── ModelError              a model that cannot be loaded or used
+│   ├── DataError               images or labels that cannot be read or used
+│   └── RunMismatch             a run's folder that belongs to another configuration
+├── InvalidEvaluation        4  the evaluation began and its numbers cannot be trusted
+└── WitnessRefuted           1  `verify` found a witness that does not hold
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ def margin(logits: Logits, labels: Labels) -> Tensor:
 
 
 def dlr(logits: Logits, labels: Labels) -> Tensor:
-    """Difference of logits ratio (Croce & Hein, ICML 2020, eq. 6); below four classes it is constant in places, and the margin takes over."""
+    """Difference of logits ratio (Croce & Hein, ICML 2020, eq. 6); below four classes, where it is constant in places, the margin."""
     if logits.shape[1] < 4:
         return margin(logits, labels)
     top = logits.topk(3, dim=1).values

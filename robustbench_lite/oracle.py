@@ -3,6 +3,7 @@
     Labels    predict(x)                   decision-based black box
     Scores    + logits(x)                  score-based black box
     WhiteBox  + gradient(x, loss), jacobian(x, classes)
+    WholeModel + answer(x)                 for foreign attacks
 
 An attack names the door it needs (`access = Scores`) and is handed exactly that: a door that was not granted does not exist.
 """
@@ -109,7 +110,7 @@ class Labels:
     def predict(self, x: Images) -> Tensor:
         """(B,) predicted classes at x; (B, Q) for Q queries a row, x (B, Q, C, H, W)."""
         if x.dim() == 5:
-            return self.criterion.predict(self._ask(x).flatten(0, 1)).unflatten(0, x.shape[:2])
+            return torch.stack([self.criterion.predict(logits) for logits in self._ask(x).unbind(1)], 1)
         return self.criterion.predict(self._ask(x))
 
     def ask(self, x: Images, passes: Passes | None = None) -> None:
@@ -133,7 +134,8 @@ class Labels:
             logits = self._passes.logits(x)
             self._judge(x, logits, forwards=1)
             return logits
-        logits = self._passes.logits(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        logits = self._passes.logits(x.flatten(0, 1))
+        logits = logits.reshape(*x.shape[:2], logits.shape[1])
         for query in range(x.shape[1]):
             self._judge(x[:, query], logits[:, query], forwards=1)
         return logits
@@ -201,3 +203,20 @@ class WhiteBox(Scores):
         return gradient
 
 
+class WholeModel(WhiteBox):
+    """The model itself, for attacks that are not ours: differentiable, and every image it is asked about is judged. One row at a time."""
+
+    name = "whole model"
+
+    def answer(self, x: Images) -> Logits:
+        """(N, K) for N images about the one row, connected to x by the autograd graph."""
+        logits: Logits = self._passes.model(x)
+        detached = logits.detach()
+        for query in range(len(x)):
+            self._judge(x[query : query + 1].detach(), detached[query : query + 1], forwards=1)
+        if logits.requires_grad:
+            logits.register_hook(self._count_backward)  # type: ignore[no-untyped-call]  # torch's
+        return logits
+
+    def _count_backward(self, _: Tensor) -> None:
+        self.ledger.backwards = self.ledger.backwards + 1

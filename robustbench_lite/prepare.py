@@ -97,17 +97,23 @@ def _foldable(model: nn.Module) -> Iterator[tuple[str, str]]:
     called: dict[str, int] = {}
     for node in graph.nodes:
         if node.op == "call_module":
-            called[node.target] = called.get(node.target, 0) + 1
+            called[str(node.target)] = called.get(str(node.target), 0) + 1
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
         if node.op in ("call_function", "call_method") and name.strip("_").startswith(UNSAFE):
             raise ValueError(f"{name} is not smooth")
     for node in graph.nodes:
         if node.op != "call_module" or not node.args:
             continue
-        norm, before = modules[node.target], node.args[0]
-        if not (isinstance(norm, nn.BatchNorm2d) and norm.track_running_stats and isinstance(before, fx.Node) and before.op == "call_module"):
+        norm, before = modules[str(node.target)], node.args[0]
+        if not (isinstance(norm, nn.BatchNorm2d) and norm.track_running_stats):
             continue
-        if isinstance(modules[before.target], nn.Conv2d) and len(before.users) == 1 and called[node.target] == called[before.target] == 1:
+        if not (isinstance(before, fx.Node) and before.op == "call_module"):
+            continue
+        if (
+            isinstance(modules[str(before.target)], nn.Conv2d)
+            and len(before.users) == 1
+            and called[str(node.target)] == called[str(before.target)] == 1
+        ):
             yield str(before.target), str(node.target)
 
 

@@ -33,6 +33,11 @@ class Rows(_Record):
         records = (self, *others)
         return replace(self, **{f.name: _join([getattr(r, f.name) for r in records]) for f in fields(self) if f.init})
 
+    def to(self, device: torch.device) -> Self:
+        """The record on another device."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
+        return replace(self, **{name: v.to(device) for name, v in values.items() if isinstance(v, (Tensor, Rows))})
+
 
 def _take(value: Any, rows: Selection) -> Any:
     if isinstance(value, Rows):

@@ -88,12 +88,16 @@ class Finding:
         def rank(f: Finding) -> tuple[bool, bool, float]:
             return bool(f.broken), f.broken is None, (-f.distance if f.broken and goal == "closest" else f.margin)
 
-        best = max(self, other, key=rank)
+        first, second = sorted((self, other), key=rank)
+        return second.after(first)
+
+    def after(self, earlier: Finding) -> Finding:
+        """This finding, with the cost of an earlier search added."""
         return replace(
-            best,
-            steps=self.steps + other.steps,
-            forwards=self.forwards + other.forwards,
-            backwards=self.backwards + other.backwards,
+            self,
+            steps=self.steps + earlier.steps,
+            forwards=self.forwards + earlier.forwards,
+            backwards=self.backwards + earlier.backwards,
         )
 
 
@@ -224,8 +228,8 @@ class Batch:
         ledger.fresh[index] = False
         good = index[holds]
         held.found[good] = True
-        for mine, theirs in ((held.x, ledger.best), (held.logits, ledger.logits), (held.margin, ledger.margin), (held.distance, ledger.distance)):
-            mine[good] = theirs[good]
+        held.x[good], held.logits[good] = ledger.best[good], ledger.logits[good]
+        held.margin[good], held.distance[good] = ledger.margin[good], ledger.distance[good]
 
     def finished(self) -> Tensor:
         """(B,) lanes that have nothing left to do."""
@@ -258,20 +262,23 @@ class Batch:
             broken, trouble = bool(held.found[row]), int(ledger.trouble[row])
             source, image = (held, held.x) if broken else (ledger, ledger.best)
             target = int(self.oracle.target[row])
-            yield lane, Finding(
-                id=lane.account.subject.id,
-                broken=True if broken else (None if trouble != FINE else False),
-                reason=TROUBLE.get(trouble) if not broken else None,
-                image=image[row],
-                logits=source.logits[row],
-                margin=float(source.margin[row]),
-                distance=float(source.distance[row]),
-                restart=lane.restart,
-                target=target if target >= 0 else None,
-                steps=int(self.state.t[row]),
-                forwards=int(ledger.forwards[row]),
-                backwards=int(ledger.backwards[row]),
-                reduced=self.plan.search.reduced is not None,
+            yield (
+                lane,
+                Finding(
+                    id=lane.account.subject.id,
+                    broken=True if broken else (None if trouble != FINE else False),
+                    reason=TROUBLE.get(trouble) if not broken else None,
+                    image=image[row],
+                    logits=source.logits[row],
+                    margin=float(source.margin[row]),
+                    distance=float(source.distance[row]),
+                    restart=lane.restart,
+                    target=target if target >= 0 else None,
+                    steps=int(self.state.t[row]),
+                    forwards=int(ledger.forwards[row]),
+                    backwards=int(ledger.backwards[row]),
+                    reduced=self.plan.search.reduced is not None,
+                ),
             )
 
 
@@ -284,7 +291,7 @@ class Queue:
     active: dict[int, Account] = field(default_factory=dict)
 
     def next(self, room: int) -> list[Lane]:
-        lanes = []
+        lanes: list[Lane] = []
         while len(lanes) < room and self.waiting:
             lanes.append(self._open(self.waiting.popleft()))
         if self.plan.side_by_side:
@@ -325,11 +332,9 @@ def run(plan: Plan, subjects: Iterable[Subject], batch_size: int) -> Iterator[li
     while batch is not None or queue.waiting:
         room = batch_size - (len(batch.lanes) if batch else 0)
         # not for every single place: an attack that asks the model when it starts would do so in tiny batches
-        if batch is None or room >= max(1, batch_size // 4):
-            lanes = queue.next(room)
-            if lanes:
-                new = Batch.started(plan, lanes)
-                batch = batch.join(new) if batch else new
+        if (batch is None or room >= max(1, batch_size // 4)) and (lanes := queue.next(room)):
+            new = Batch.started(plan, lanes)
+            batch = batch.join(new) if batch else new
         assert batch is not None
         batch = _let_go(batch, queue)
         if batch is not None:

@@ -49,7 +49,8 @@ class Streams:
 
     def _generators(self, stream: str) -> list[np.random.Generator]:
         steps = [-1] * len(self.rows) if self.steps is None else self.steps.tolist()
-        return [generator(self.seed, sample, self.condition, restart, stream, step) for (sample, restart), step in zip(self.rows, steps, strict=True)]
+        keyed = zip(self.rows, steps, strict=True)
+        return [generator(self.seed, sample, self.condition, restart, stream, step) for (sample, restart), step in keyed]
 
     def _each(self, stream: str, draw: Callable[[np.random.Generator], np.ndarray]) -> Tensor:
         return torch.from_numpy(np.stack([draw(g) for g in self._generators(stream)])).to(self.device)

@@ -84,7 +84,8 @@ class Linf(Ball):
         return torch.clamp(x, origin - eps, origin + eps).clamp_(0, 1)
 
     def distance(self, x: Images, origin: Images) -> Tensor:
-        return torch.linalg.vector_norm((x - origin).flatten(1), torch.inf, dim=1)
+        distance: Tensor = torch.linalg.vector_norm((x - origin).flatten(1), torch.inf, dim=1)
+        return distance
 
     def steepest(self, gradient: Images) -> Images:
         return gradient.sign()
@@ -99,7 +100,8 @@ class L2(Ball):
     norm = "l2"
 
     def distance(self, x: Images, origin: Images) -> Tensor:
-        return torch.linalg.vector_norm((x - origin).flatten(1), dim=1)
+        distance: Tensor = torch.linalg.vector_norm((x - origin).flatten(1), dim=1)
+        return distance
 
     def _shrink(self, delta: Images) -> Images:
         length = torch.linalg.vector_norm(delta.flatten(1), dim=1)
@@ -145,7 +147,8 @@ class L1(Ball):
         return torch.zeros_like(flat).scatter_(1, top, flat.gather(1, top).sign() / count).view_as(gradient)
 
     def random_point(self, origin: Images, draw: Streams) -> Images:
-        shares = -torch.log1p(-draw.uniform("random point", *origin.shape[1:]))  # exponential: uniform on the simplex once divided by the sum
+        # exponential draws over their sum are uniform on the simplex
+        shares = -torch.log1p(-draw.uniform("random point", *origin.shape[1:]))
         shares = shares / per_sample(shares.flatten(1).sum(1), shares)
         signs = draw.uniform("sign", *origin.shape[1:], low=-1.0, high=1.0).sign()
         radius = per_sample(self.eps, origin) * per_sample(draw.uniform("radius", 1)[:, 0], origin)

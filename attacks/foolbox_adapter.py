@@ -1,0 +1,162 @@
+"""Every attack of foolbox (Rauber et al., JOSS 2020, https://doi.org/10.21105/joss.02607), as `foolbox:NAME`."""
+
+import inspect
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from robustbench_lite.criteria import Misclassified, Targeted
+from robustbench_lite.errors import BadSpec, UnknownName, did_you_mean
+from robustbench_lite.oracle import WholeModel
+from robustbench_lite.registry import Spec, attack
+from robustbench_lite.scheduler import State
+from robustbench_lite.streams import Streams
+
+
+@attack("foolbox")
+@dataclass(frozen=True)
+class Foolbox:
+    """Run an attack of foolbox as it is, one image at a time, under random state of its own; the verdict is ours.
+
+    Slower than an attack of this package: it leaves no image early, and one image does not fill a device. Its parameters are
+    foolbox's own (`foolbox:LinfPGD:steps=100`).
+
+    Args:
+        attack: foolbox's name for it, such as LinfPGD or L2CarliniWagnerAttack.
+        options: its constructor's arguments.
+    """
+
+    access = WholeModel
+    steps: ClassVar[int] = 1
+    batched: ClassVar[bool] = False
+    cost: ClassVar[str] = "foolbox's, without early leaving"
+
+    attack: str
+    options: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def from_spec(cls, spec: Spec) -> "Foolbox":
+        if not spec.first:
+            raise BadSpec(f"say which attack of foolbox: foolbox:NAME, such as foolbox:LinfPGD (there are {len(names())})")
+        made = cls(spec.first, dict(spec.options))
+        made.build()
+        return made
+
+    @property
+    def spec(self) -> str:
+        options = ",".join(f"{key}={value}" for key, value in self.options.items())
+        return f"foolbox:{self.attack}" + (f":{options}" if options else "")
+
+    @property
+    def norms(self) -> tuple[str, ...]:
+        distance = str(getattr(self.build(), "distance", "")).removeprefix("LpDistance(").rstrip(")")
+        return {"inf": ("linf",), "2": ("l2",), "1": ("l1",), "0": ("l0",)}.get(distance, ("linf", "l2", "l1", "l0"))
+
+    def build(self) -> Any:
+        """The attack, its parameters read as the types of their defaults.
+
+        Raises:
+            UnknownName, BadSpec: no such attack, no such parameter, or a value it does not take.
+        """
+        known = names()
+        if self.attack not in known:
+            raise UnknownName("attack of foolbox", self.attack, known)
+        signature = inspect.signature(known[self.attack])
+        values = {}
+        for key, text in self.options.items():
+            if key not in signature.parameters:
+                raise BadSpec(f"foolbox:{self.attack} has no parameter {key!r}{did_you_mean(key, signature.parameters)}")
+            values[key] = _value(text)
+        try:
+            return known[self.attack](**values)
+        except (TypeError, ValueError) as error:
+            raise BadSpec(f"foolbox:{self.attack} does not take these parameters: {error}") from error
+
+    def described(self) -> str:
+        """What foolbox says of the attack, and its parameters."""
+        made = names()[self.attack]
+        return f"{self.attack}{inspect.signature(made)}\n{inspect.getdoc(made) or ''}"
+
+    def start(self, oracle: WholeModel, draw: Streams) -> State:
+        import foolbox
+
+        model = foolbox.PyTorchModel(_Counted(oracle), bounds=(0, 1), device=oracle.origin.device)
+        with _own_random_state(draw.seeds("foolbox")[0]):
+            found, _, _ = self.build()(model, oracle.origin, _criterion(oracle), epsilons=float(oracle.threat.eps))
+        return State.at(oracle.origin if found is None else found.detach())
+
+    def step(self, oracle: WholeModel, state: State, draw: Streams) -> State:
+        return state.moved(state.x)
+
+
+class _Counted(nn.Module):
+    """The door in the form of a module, which is what foolbox asks for."""
+
+    def __init__(self, oracle: WholeModel) -> None:
+        super().__init__()
+        self.oracle = oracle
+        self.training = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.oracle.answer(x)
+
+
+def names() -> dict[str, Any]:
+    """All attacks of the installed foolbox that can be named alone, by their names there."""
+    import foolbox
+    from foolbox.attacks.base import Attack
+
+    found = {}
+    for name, thing in vars(foolbox.attacks).items():
+        if inspect.isclass(thing) and issubclass(thing, Attack) and not inspect.isabstract(thing):
+            required = [
+                p for p in inspect.signature(thing).parameters.values() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD
+            ]
+            if not required:
+                found[name] = thing
+    return found
+
+
+def _value(text: str) -> Any:
+    lowered = {"true": True, "false": False, "none": None}
+    if text.lower() in lowered:
+        return lowered[text.lower()]
+    for read in (int, float):
+        try:
+            return read(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _criterion(oracle: WholeModel) -> Any:
+    import foolbox
+
+    match oracle.criterion:
+        case Misclassified(labels):
+            return foolbox.criteria.Misclassification(labels)
+        case Targeted(_, target):
+            return foolbox.criteria.TargetedMisclassification(target)
+        case other:
+            raise BadSpec(f"foolbox's attacks know classes only, not {type(other).__name__}")
+
+
+@contextmanager
+def _own_random_state(seed: int) -> Iterator[None]:
+    """Global random state of torch, numpy and Python, seeded for as long as this lasts and put back afterwards."""
+    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 - foolbox draws from numpy's global state
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
+        random.seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(legacy)  # noqa: NPY002

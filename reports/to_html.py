@@ -1,0 +1,92 @@
+"""One HTML file that says what a run found: no network, no script, no font to fetch. The page itself is report.html beside this file."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from robustbench_lite.registry import report
+from robustbench_lite.results import Result
+from robustbench_lite.stats import wilson
+
+from .figures import accuracy_curves, queries
+from .files import write
+from .gallery import LONGEST_SIDE, exhibits
+from .table import FEW_IMAGES, Row, amount, percent, rows
+
+LONGEST_LIST = 24
+"""Lists with more entries (a thousand class names) are counted, not printed."""
+
+
+@report("html")
+def html(result: Result) -> Path:
+    """Write `report.html` into the run's folder; the same result writes the same bytes.
+
+    Raises:
+        UsageError: the result has no folder.
+        InvalidEvaluation: the file could not be written.
+    """
+    return write(result, "report.html", page(result))
+
+
+def page(result: Result) -> str:
+    """The page as text: under 2 MB, well-formed XML as well as HTML."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    shown = rows(result)
+    chart = queries(result)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"amount": amount, "percent": percent}
+    return environment.get_template("report.html").render(
+        config=result.config,
+        rows=shown,
+        clean=next((row for row in shown if row.kind == "clean"), None),
+        hardest=_hardest(shown),
+        widest=max(shown, key=lambda row: row.width),
+        few_images=FEW_IMAGES,
+        width_of_a_thousand=100 * (wilson(500, 1000)[1] - wilson(500, 1000)[0]),
+        undecided=_undecided(result),
+        charts=[*accuracy_curves(shown), *([chart] if chart else [])],
+        exhibits=exhibits(result),
+        longest_side=LONGEST_SIDE,
+        command=_command(result.config.get("command")),
+        provenance=list(_facts({key: value for key, value in result.config.items() if key != "command"})),  # it has a place of its own
+    )
+
+
+def _hardest(shown: Sequence[Row]) -> Row | None:
+    """The row of lowest accuracy; among equals the smallest eps, and the worst case before an attack that reached it alone."""
+    candidates = [row for row in shown if row.kind != "clean"]
+    return min(candidates, key=lambda row: (row.accuracy, row.eps or 0.0, row.kind != "worst"), default=None)
+
+
+def _undecided(result: Result) -> list[str]:
+    """`NaN in the logits (2 verdicts)`, over the conditions that were evaluated; the worst case only repeats them."""
+    evaluated = {c.name for c in result.conditions if c.kind != "worst"}
+    reasons = Counter(v.reason or "no reason stored" for v in result.verdicts if v.broken is None and v.condition in evaluated)
+    return [f"{reason} ({count:,} {'verdict' if count == 1 else 'verdicts'})" for reason, count in reasons.items()]
+
+
+def _command(command: str | Sequence[str] | None) -> str | None:
+    return command if command is None or isinstance(command, str) else shlex.join(command)
+
+
+def _facts(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Everything in the configuration as (`model.digest`, text) pairs."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _facts(inner, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list | tuple) and len(value) > LONGEST_LIST:
+        yield path, f"{len(value):,} values, in run.json"
+    elif isinstance(value, list | tuple) and any(isinstance(inner, Mapping) for inner in value):
+        for number, inner in enumerate(value, 1):
+            yield f"{path}.{number}", ", ".join(f"{key} {part}" for key, part in inner.items() if part is not None)
+    elif isinstance(value, list | tuple):
+        yield path, ", ".join(map(str, value)) or "none"
+    else:
+        yield path, "none" if value is None else str(value)

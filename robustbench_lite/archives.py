@@ -1,0 +1,155 @@
+"""Whole models in one file: archives of `torch.export.save` (.pt2) and of `torch.jit.save` (TorchScript)."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import pickle
+import warnings
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from .checkpoints import is_torchscript
+from .classifier import Classifier, Images, Logits, Preprocess
+from .errors import ModelError
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+SUFFIXES = {".pt2", ".pt", ".pth", ".ts"}
+
+# which argument of an operation says that it drops units, or normalises with the batch's own statistics
+TRAINING_ARGUMENT = {
+    "batch_norm": 5,
+    "_native_batch_norm_legit": 5,
+    "_native_batch_norm_legit_functional": 5,
+    "dropout": 2,
+    "native_dropout": 2,
+    "alpha_dropout": 2,
+    "feature_dropout": 2,
+    "feature_alpha_dropout": 2,
+}
+
+
+class Archive(nn.Module):
+    """A model read from a file. The file's digest is part of its description, because an archive may keep its weights out of sight."""
+
+    def __init__(self, program: nn.Module, file: Path) -> None:
+        super().__init__()
+        self.program = program
+        with file.open("rb") as stream:
+            self.file_digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        self.training = False
+
+    def forward(self, images: Images) -> Logits:
+        logits: Logits = self.program(images)
+        return logits
+
+    def train(self, mode: bool = True) -> Archive:
+        """Eval mode is the only one there is: an exported program refuses to be asked."""
+        if mode:
+            raise ModelError("an archive cannot be put into training mode")
+        return self
+
+    def extra_repr(self) -> str:
+        return f"sha256={self.file_digest}"
+
+
+def load_archive(path: str | Path, *, allow_pickle: bool = False) -> Classifier:
+    """The classifier in a .pt2 or TorchScript archive; it brings no normalisation, so it takes [0, 1] images unless told otherwise.
+
+    The input size, the channels and the class count are read from a .pt2 archive; a TorchScript one does not record them.
+
+    Args:
+        allow_pickle: read .pt2 archives with pickled objects inside, which can run any code.
+
+    Raises:
+        ModelError: no such file, damaged, a state dict instead of a model, made in training mode or for one batch size,
+            or with pickled objects inside.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise ModelError(f"there is no model file {file}")
+    if is_torchscript(file):
+        return _torchscript(file)
+    if file.suffix == ".pt2":
+        return _exported(file, allow_pickle)
+    raise ModelError(f"{file} holds no whole model: if it holds weights, name their architecture: --model resnet50 --weights {file}")
+
+
+def _torchscript(file: Path) -> Classifier:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"`torch\.jit\.load` is deprecated")
+        try:
+            model: nn.Module = torch.jit.load(str(file), map_location="cpu")  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        except RuntimeError as error:
+            raise ModelError(f"{file} is damaged or of another torch version: {str(error).strip().splitlines()[0]}") from error
+    if getattr(model, "training", False):  # `torch.jit.freeze` bakes eval mode in and drops the flag
+        raise ModelError(f"{file} was saved in training mode, where dropout and batch statistics change its answers: save model.eval()")
+    return Classifier(Archive(model, file), name=file.name)
+
+
+def _exported(file: Path, allow_pickle: bool) -> Classifier:
+    if not allow_pickle:
+        _refuse_pickles(file)
+    try:
+        program = torch.export.load(file)
+    except Exception as error:  # torch raises AssertionError, KeyError, RuntimeError and its own for a damaged archive
+        raise ModelError(f"{file} is damaged or of another torch version: {type(error).__name__}: {error}".splitlines()[0]) from error
+    if any(_trains(node) for node in program.graph.nodes):
+        raise ModelError(
+            f"{file} was exported in training mode, where dropout and batch statistics change its answers: export model.eval()"
+        )
+    shape, classes = _shapes(program, file)
+    height, width = (side if isinstance(side, int) else None for side in shape[2:])
+    size = (height, width) if height is not None and width is not None else None
+    preprocess = Preprocess(size=size, resize=height if height == width else None, channels=1 if shape[1] == 1 else 3)
+    model = program.module()
+    for part in model.modules():
+        part.training = False  # an exported module says True, whatever mode it was exported in, and refuses .eval()
+    return Classifier(Archive(model, file), name=file.name, classes=classes, preprocess=preprocess)
+
+
+def _refuse_pickles(file: Path) -> None:
+    """`torch.export.load` unpickles whatever an archive tells it to, so every such part is looked at first."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            for member in archive.infolist():
+                content = archive.read(member) if member.filename.endswith((".pt", "_config.json")) else b""
+                if content and member.filename.endswith(".pt"):
+                    torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+                elif content:
+                    json.loads(content, object_hook=_refuse_pickled_tensor)
+    except pickle.UnpicklingError as error:
+        advice = "pass --allow-pickle if you trust where the file comes from"
+        raise ModelError(f"{file} holds pickled objects, which could run code: {advice}") from error
+    except (zipfile.BadZipFile, EOFError, RuntimeError, ValueError, OSError) as error:
+        raise ModelError(f"{file} is damaged or no archive of torch.export.save: {str(error).splitlines()[0]}") from error
+
+
+def _refuse_pickled_tensor(entry: dict[str, Any]) -> None:
+    if entry.get("use_pickle"):
+        raise pickle.UnpicklingError("a tensor stored as a pickle")
+
+
+def _trains(node: torch.fx.Node) -> bool:
+    name = str(node.target).removeprefix("aten.").partition(".")[0]
+    return name in TRAINING_ARGUMENT and bool(node.args[TRAINING_ARGUMENT[name]])
+
+
+def _shapes(program: ExportedProgram, file: Path) -> tuple[torch.Size, int | None]:
+    """Shape of the images that the program takes, free dimensions as symbols, and its class count."""
+    values = {node.name: node.meta["val"].shape for node in program.graph.nodes if isinstance(node.meta.get("val"), torch.Tensor)}
+    inputs = [values[name] for name in program.graph_signature.user_inputs if name in values]
+    outputs = [values[name] for name in program.graph_signature.user_outputs if name in values]
+    if len(inputs) != 1 or len(inputs[0]) != 4 or len(outputs) != 1 or len(outputs[0]) != 2:
+        raise ModelError(f"{file} is no image classifier: it must take images (B, C, H, W) and return logits (B, K)")
+    if isinstance(inputs[0][0], int):
+        advice = 'torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},)) with two images or more'
+        raise ModelError(f"{file} takes batches of {inputs[0][0]} images only: export it with {advice}")
+    return inputs[0], outputs[0][1] if isinstance(outputs[0][1], int) else None

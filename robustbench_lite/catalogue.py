@@ -1,0 +1,118 @@
+"""What there is to name, in words: for `robust-eval list` and `robust-eval describe`."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from . import registry
+from .errors import UnknownName
+from .registry import Registry, Spec
+
+REGISTRIES = {
+    r.plural: r for r in (registry.ATTACKS, registry.CORRUPTIONS, registry.DEFENSES, registry.MODELS, registry.DATA, registry.REPORTS)
+}
+
+
+def listing(kind: str) -> str:
+    """One line for everything of a kind."""
+    if kind == "models":
+        return _models()
+    found = REGISTRIES[kind]
+    names = found.names()
+    if not names:
+        return f"There are no {kind} yet."
+    lines = _attacks(found, names) if kind == "attacks" else _columns([(name, summary(found.get(name))) for name in names])
+    lines += [f"{name}: cannot be imported: {reason}" for name, reason in sorted(found.broken.items())]
+    return "\n".join([*lines, "", f"robust-eval describe NAME says more about one of these {kind}."])
+
+
+def _attacks(found: Registry, names: list[str]) -> list[str]:
+    rows = [("name", "access", "norms", "cost for an image that survives", "paper")]
+    for name in names:
+        attack: Any = found.get(name)
+        norms = attack.norms if isinstance(attack.norms, tuple) else ("its own",)
+        rows.append(
+            (
+                name if name != "foolbox" else "foolbox:NAME",
+                attack.access.name,
+                " ".join(norms),
+                getattr(attack, "cost", "-"),
+                paper(attack),
+            )
+        )
+    return _columns(rows)
+
+
+def _models() -> str:
+    from .models import names
+
+    sections = []
+    for source, found in names().items():
+        sections.append(f"{source} ({len(found)}):\n  " + "\n  ".join(found))
+    return "\n\n".join([*sections, "Also: file.py:build, package.module:build, and archives (.pt2, TorchScript)."])
+
+
+def description(spec: str) -> str:
+    """Everything about one name: what it is, its paper, its parameters with types and defaults.
+
+    Raises:
+        UnknownName: nothing of any kind has this name.
+    """
+    parsed = Spec.parse(spec)
+    found = [(r, r.get(parsed.name)) for r in REGISTRIES.values() if parsed.name in r.names()]
+    if not found:
+        raise UnknownName("name", parsed.name, [name for r in REGISTRIES.values() for name in r.names()], "robust-eval list shows all")
+    return "\n\n".join(_described(r, parsed, thing) for r, thing in found)
+
+
+def _described(found: Registry, parsed: Spec, thing: Callable[..., Any]) -> str:
+    lines = [f"{parsed.name} ({found.kind})", "", inspect.cleandoc(sys.modules[thing.__module__].__doc__ or "").splitlines()[0], ""]
+    lines += [inspect.getdoc(thing) or "", ""]
+    for label in ("access", "norms", "cost"):
+        value = getattr(thing, label, None)
+        if value is not None and not isinstance(value, property):
+            lines.append(f"{label}: {getattr(value, 'name', None) or (' '.join(value) if isinstance(value, tuple) else value)}")
+    parameters = registry.parameters(thing)
+    if parameters:
+        lines += ["", "parameters:"]
+        lines += _columns(
+            [
+                (f"  {p.name}", _type(p.annotation), "required" if p.default is p.empty else f"default {p.default}")
+                for p in parameters.values()
+            ]
+        )
+    if parsed.first and hasattr(thing, "from_spec"):
+        lines += ["", thing.from_spec(parsed).described()]
+    return "\n".join(lines)
+
+
+def _type(annotation: Any) -> str:
+    """The annotation as one would write it, without its constraints."""
+    text = getattr(annotation, "__name__", None) or str(annotation)
+    if text in ("Annotated", "Literal", "Optional", "Union") or "[" in str(annotation):
+        text = str(annotation)
+    text = re.sub(r"typing\.(Annotated\[(\w+), .*?\)\]\))?", lambda m: m.group(2) or "", text)
+    text = re.sub(r"Annotated\[([\w.]+), [^\]]*\]\)?\]?", r"\1", text)
+    return text.replace("Literal", "one of ")
+
+
+def summary(thing: Callable[..., Any]) -> str:
+    """First sentence of the docstring."""
+    text = inspect.getdoc(thing) or inspect.cleandoc(sys.modules[thing.__module__].__doc__ or "")
+    return text.split("\n\n")[0].replace("\n", " ")
+
+
+def paper(thing: Callable[..., Any]) -> str:
+    """Authors, venue and address, from the first line of the thing's file."""
+    first = inspect.cleandoc(sys.modules[thing.__module__].__doc__ or "").splitlines()[:1]
+    found = re.search(r"\(([^()]*https?://[^()\s]*)\)", first[0]) if first else None
+    return found.group(1) if found else "-"
+
+
+def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -1,0 +1,92 @@
+"""What is checked before a number is believed: the images, and that the model fits them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .classifier import Classifier, Images, Logits
+from .errors import DataError, InvalidEvaluation, ModelError
+from .oracle import WhiteBox
+from .scheduler import Attack
+
+
+def checked(image: Tensor, sample_id: str) -> Tensor:
+    """The image, if it is one: (C, H, W), finite, in [0, 1].
+
+    Raises:
+        DataError: it is not.
+    """
+    if image.dim() != 3:
+        raise DataError(f"image {sample_id} has shape {tuple(image.shape)}: (channels, height, width) is needed")
+    low, high = float(image.amin()), float(image.amax())  # NaN comes through both
+    if not (low >= 0 and high <= 1):
+        if low != low or high != high:
+            raise DataError(f"image {sample_id} holds NaN")
+        raise DataError(f"image {sample_id} has values in [{low:g}, {high:g}]: images must be in [0, 1], normalising is the model's part")
+    return image.float()
+
+
+def first_answer(classifier: Classifier, probe: Images, labels: Tensor) -> Logits:
+    """The model's logits on a few images, once it has been seen to take them and to answer with a class for every label.
+
+    Raises:
+        ModelError: it does not.
+        InvalidEvaluation: all its answers are NaN.
+    """
+    training = next((name or type(module).__name__ for name, module in classifier.named_modules() if module.training), None)
+    if training is not None:
+        raise ModelError(f"{training} of {classifier.name} is in training mode: call .eval() on the model first")
+    shape = "x".join(map(str, probe.shape[1:]))
+    try:
+        with torch.no_grad():
+            logits: Any = classifier(probe)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError, IndexError, AssertionError, TypeError) as error:
+        raise ModelError(f"{classifier.name} does not take {shape} images: {str(error).strip().splitlines()[0]}") from error
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(probe):
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ModelError(f"{classifier.name} returns {got} for {len(probe)} images: logits ({len(probe)}, classes) are needed")
+    outputs = logits.shape[1]
+    if labels.dim() == 2 and labels.shape[1] != outputs:
+        raise ModelError(f"{classifier.name} has {outputs} outputs, the data {labels.shape[1]} labels an image")
+    if labels.dim() == 1 and int(labels.max()) >= outputs:
+        label = int(labels.max())
+        raise ModelError(f"{classifier.name} has {outputs} outputs, but the data has the label {label}: is it the model for these data?")
+    if not logits.isfinite().any():
+        raise InvalidEvaluation(f"{classifier.name} answers NaN to every image of the first batch: check its weights and its normalisation")
+    return logits
+
+
+def need_gradients(classifier: Classifier, probe: Images, attacks: list[tuple[str, Attack]]) -> None:
+    """Refuse a white-box attack on a model without gradients, before it calls the model robust.
+
+    Raises:
+        ModelError: an attack needs gradients and the model has none.
+    """
+    white = [name for name, attack in attacks if issubclass(attack.access, WhiteBox)]
+    if not white:
+        return
+    x = probe[:1].detach().requires_grad_()
+    with torch.enable_grad():
+        connected = classifier.differentiable and classifier(x).requires_grad
+    if not connected:
+        raise ModelError(f"{white[0]} needs gradients, and {classifier.name} has none: use a black-box attack (robust-eval list attacks)")
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Parameters without gradients for as long as this lasts, then as they were."""
+    changed = [p for p in model.parameters() if p.requires_grad]
+    for parameter in changed:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in changed:
+            parameter.requires_grad_(True)

@@ -1,0 +1,108 @@
+"""The engine for one machine: which device, how large a batch, and what to do when memory runs out."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol, TypeVar
+
+import torch
+
+from ..errors import InvalidEvaluation, UsageError
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The device of this name; `auto` takes an accelerator where there is one.
+
+    Raises:
+        UsageError: there is no such device here.
+    """
+    here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return torch.device(next(device for device in ("cuda", "mps", "cpu") if here[device]))
+    kind = name.split(":")[0]
+    if kind not in here:
+        raise UsageError(f"unknown device {name!r}: use {', '.join(DEVICES)} or cuda:N")
+    if not here[kind] or (kind == "cuda" and ":" in name and int(name.split(":")[1]) >= torch.cuda.device_count()):
+        raise UsageError(f"there is no device {name!r} on this machine: use --device auto")
+    return torch.device(name)
+
+
+def described(device: torch.device) -> str:
+    """For the record of a run."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"{device} ({platform.machine()}, {torch.get_num_threads()} threads)"
+
+
+def pick_batch_size(pixels: int, device: torch.device) -> int:
+    """A first guess for images of this many values; memory that does not suffice halves it."""
+    budget = 2**21 if device.type == "cpu" else 2**24
+    return max(4, min(256, budget // max(1, pixels)))
+
+
+def bfloat16_here(device: torch.device) -> bool:
+    """Whether the processor computes in bfloat16 itself; emulated, it is slower than float32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def tune_allocator() -> None:
+    """Keep freed activations in the process: glibc gives large blocks back at once, and every layer pays page faults for new ones.
+
+    Measured 1.2 to 1.5 times faster on a CPU. It changes the process, so only the command line calls it.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX of malloc.h
+        libc = ctypes.CDLL(None)
+        libc.mallopt(mmap_max, 0)
+        libc.mallopt(trim_threshold, 2**31 - 1)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+
+
+class Identified(Protocol):
+    @property
+    def id(self) -> str: ...
+
+
+Asked = TypeVar("Asked", bound=Identified)
+Found = TypeVar("Found", bound=Identified)
+
+
+def with_smaller_batches(
+    run: Callable[[list[Asked], int], Iterator[list[Found]]],
+    subjects: Iterable[Asked],
+    batch_size: int,
+    shrunk: Callable[[int], None],
+) -> Iterator[list[Found]]:
+    """`run(subjects, batch_size)`, halving the batch size whenever memory runs out and going on with the images that are left.
+
+    Args:
+        shrunk: told the new batch size.
+
+    Raises:
+        InvalidEvaluation: not even one image fits.
+    """
+    left = {subject.id: subject for subject in subjects}
+    while left:
+        try:
+            for found in run(list(left.values()), batch_size):
+                for finding in found:
+                    del left[finding.id]
+                yield found
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            if batch_size == 1:
+                raise InvalidEvaluation(f"out of memory with a single image: {str(error).splitlines()[0]}") from error
+            batch_size //= 2
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            shrunk(batch_size)

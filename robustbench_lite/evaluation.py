@@ -1,0 +1,181 @@
+"""Conditions x images -> verdicts: the main job."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from .checks import frozen
+from .classifier import Classifier
+from .conditions import Target, jobs
+from .data import default_for, load_data
+from .engines import local
+from .errors import UsageError
+from .labelled import LabelledImages, from_loader
+from .models import load_model
+from .results import Condition, Goal, Result
+from .scheduler import Attack
+from .session import Options, Progress, Session
+from .store import Store, explained
+
+Precision = Literal["fp32", "bf16"]
+
+
+def evaluate(
+    model: str | nn.Module,
+    attacks: str | Attack | Sequence[str | Attack] = ("pgd",),
+    data: str | LabelledImages | Iterable[Any] | None = None,
+    *,
+    eps: float | str | Sequence[float | str] | None = None,
+    norm: str | None = None,
+    target: Target | None = None,
+    goal: Goal = "first",
+    limit: int | None = None,
+    device: str = "auto",
+    batch_size: int | Literal["auto"] = "auto",
+    precision: Precision = "fp32",
+    prepare: bool = True,
+    query_budget: int | None = None,
+    witnesses: int | Literal["all", "none"] = 1000,
+    on_bad_image: Literal["fail", "undecided"] = "fail",
+    seed: int = 0,
+    shuffle_seed: int = 0,
+    out: str | Path | None = None,
+    fresh: bool = False,
+    command: str | None = None,
+    progress: Progress | None = None,
+) -> Result:
+    """Accuracy of a model without and under attack.
+
+    Args:
+        model: a name (`resnet50`, `timm:convnext_tiny`, `file.py:build`), a `Classifier`, or a module in eval mode that takes images
+            in [0, 1].
+        attacks: spec strings such as `pgd:steps=100`, or attacks.
+        data: a spec (`imagenet`, `imagefolder:/path`), what `load_data` returns, or a loader of (images, labels) batches in [0, 1].
+            None: the model's own.
+        eps: one or several radii, in [0, 1] pixel units (`8/255` as text is fine). None: the usual one of the data set.
+        norm: linf, l2, l1 or l0. None: each attack's first.
+        target: a class that every image is driven to, or `least-likely`; images that have this label are left out. None: any wrong class.
+        goal: `first` stops at an image's first witness; `closest` seeks the nearest; `full` uses every step and keeps the witness of
+            highest margin, which figures on transfer, confidence and calibration need.
+        limit: a seeded, stratified subset of this many images.
+        batch_size: images at a time; `auto` guesses, and memory that does not suffice halves it.
+        precision: bf16 searches in bfloat16 first and attacks the survivors again in float32, where the processor has it.
+        prepare: fold and reorder the model for speed where that is safe; every verdict is settled on the model as given.
+        query_budget: forwards and backwards that an attack may spend on an image.
+        witnesses: how many adversarial images to keep per condition (a seeded choice), `all` or `none`.
+        on_bad_image: `fail` ends with an error that names the images that cannot be read; `undecided` counts them as not correct
+            and goes on.
+        seed: of every random draw. shuffle_seed: of the order in which images are taken; verdicts do not depend on it.
+        out: folder to keep the run in, where the same call goes on after an interruption. None: in memory.
+        fresh: throw away what an earlier run left in `out`.
+        command: recorded as the way to repeat the run.
+
+    Returns:
+        The result: `.table` is a DataFrame, `.verdicts` one record per condition and image.
+
+    Raises:
+        UsageError: the model, the data or an option cannot be used; nothing was evaluated.
+        InvalidEvaluation: the evaluation began and cannot be trusted or kept (unreadable images, a full disk, NaN everywhere).
+    """
+    _check_options(limit, batch_size, query_budget, witnesses, seed)
+    classifier = load_model(model) if isinstance(model, str) else model if isinstance(model, Classifier) else Classifier(model)
+    source = default_for(classifier) if data is None else data
+    images = _images(source, classifier, limit, seed)
+    asked: list[str | Attack] = list(attacks) if isinstance(attacks, (list, tuple)) else [attacks]  # type: ignore[list-item]  # one alone
+    planned = jobs(asked, norm=norm, eps=eps, default_eps=images.default_eps, data=images.name, target=target, goal=goal)
+    where = local.pick_device(device)
+    bf16 = precision == "bf16" and local.bfloat16_here(where)
+    options = Options(
+        goal=goal,
+        seed=seed,
+        shuffle_seed=shuffle_seed,
+        device=where,
+        batch_size=batch_size,
+        bf16=bf16,
+        prepare=prepare,
+        query_budget=query_budget,
+        witnesses=len(images) if witnesses == "all" else 0 if witnesses == "none" else witnesses,
+        on_bad_image=on_bad_image,
+    )
+    conditions = [Condition("clean", "clean"), *(job.condition for job in planned)]
+    identity = {
+        "model": classifier.digest,
+        "data": images.digest,
+        "conditions": [c.name for c in conditions],
+        "goal": goal,
+        "seed": seed,
+        "precision": "bf16" if bf16 else "fp32",
+        "query_budget": query_budget,
+    }
+    config: dict[str, Any] = {
+        "identity": identity,
+        "command": command,
+        "model": {"name": classifier.name, "recipe": classifier.recipe, "digest": classifier.digest},
+        "data": {
+            "name": images.name,
+            "spec": source if isinstance(source, str) else None,
+            "digest": images.digest,
+            "n": len(images),
+            "limit": limit,
+            "source": images.source,
+        },
+        "conditions": [asdict(c) for c in conditions],
+        "attacks": sorted({str(job.condition.attack) for job in planned}),
+        "norm": sorted({str(job.condition.norm) for job in planned}),
+        "eps": sorted({float(job.condition.eps or 0) for job in planned}),
+        "target": target,
+        "goal": goal,
+        "seed": seed,
+        "precision": identity["precision"],
+        "query_budget": query_budget,
+        "device": local.described(where),
+        "versions": _versions(),
+        "notes": [] if bf16 or precision == "fp32" else ["this processor does not compute in bfloat16: searched in float32"],
+        "created": _now(),
+        "sessions": [{"started": _now(), "shuffle_seed": shuffle_seed}],
+    }
+    folder = None if out is None else Path(out)
+    with Store(folder, config, fresh=fresh) as store, explained(folder), frozen(classifier):
+        session = Session(classifier.to(where), images, planned, store, options, progress or (lambda *_: None))
+        try:
+            session.run()
+        finally:
+            store.commit(now=True)
+            store.close_session({"ended": _now(), **session.about}, session.notes)
+        return store.result()
+
+
+def _images(source: Any, classifier: Classifier, limit: int | None, seed: int) -> LabelledImages:
+    if isinstance(source, str):
+        return load_data(source, limit=limit, seed=seed, preprocess=classifier.preprocess)
+    images = source if isinstance(source, LabelledImages) else from_loader(source)
+    return images if limit is None else images.subset(limit, seed)
+
+
+def _check_options(limit: int | None, batch_size: object, query_budget: int | None, witnesses: object, seed: int) -> None:
+    for name, value, least in (
+        ("limit", limit, 1),
+        ("batch size", batch_size, 1),
+        ("query budget", query_budget, 1),
+        ("number of witnesses", witnesses, 0),
+        ("seed", seed, 0),
+    ):
+        if isinstance(value, int) and value < least:
+            raise UsageError(f"the {name} must be {least} or more, got {value}")
+
+
+def _versions() -> dict[str, str]:
+    names = ("robustbench-lite", "torch", "torchvision", "numpy", "foolbox", "timm")
+    return {"python": platform.python_version()} | {name: version(name) for name in names}
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

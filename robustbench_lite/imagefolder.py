@@ -1,0 +1,115 @@
+"""A folder of pictures with one sub-folder a class, and how a sub-folder's name becomes a class index."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from .classifier import Preprocess
+from .errors import DataError
+from .labelled import LabelledImages
+from .pictures import Files
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}
+SPLITS = {"train", "training", "val", "valid", "validation", "test"}
+SYNSET = re.compile(r"n\d{8}")
+HEADERS_CHECKED = 5000  # reading more headers than this delays the start by seconds; a damaged file is then met when it is reached
+
+
+def read_folder(root: str, mapping: str | None, preprocess: Preprocess | None) -> LabelledImages:
+    """The pictures under `root`, sorted by path.
+
+    Args:
+        root: holds one sub-folder a class, with pictures at any depth; names that begin with a dot are left out.
+        mapping: a JSON file, `{"n01440764": 0}` or `{"0": ["n01440764", "tench"]}`. Without one, whole numbers are class indices
+            themselves, the 1000 synsets of ImageNet have their usual order, and other names are numbered in sorted order.
+        preprocess: applied to each picture.
+
+    Raises:
+        DataError: no such folder, no pictures, files that are no pictures, or sub-folders whose class index is not known.
+    """
+    folder = Path(root).expanduser()
+    if not folder.is_dir():
+        raise DataError(f"there is no folder {folder}")
+    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if not names:
+        raise DataError(f"{folder} has no sub-folders: put the pictures of each class into a folder of its own")
+    if set(names) <= SPLITS:
+        raise DataError(f"{folder} holds {' and '.join(names)}, which are splits and not classes: write imagefolder:{folder / names[0]}")
+    index = _indices(names, mapping, folder)
+    paths, left_out = [], 0
+    for name in names:
+        for path in sorted(entry for entry in (folder / name).rglob("[!.]*") if entry.is_file()):
+            if path.suffix.lower() in SUFFIXES:
+                paths.append(path)
+            else:
+                left_out += 1
+    if not paths:
+        raise DataError(f"{folder} has no pictures in its {len(names)} sub-folders (looked for {' '.join(sorted(SUFFIXES))})")
+    pictures = Files(paths, preprocess)
+    if len(paths) <= HEADERS_CHECKED:
+        _refuse_unreadable(pictures)
+    relative = [path.relative_to(folder) for path in paths]
+    return LabelledImages(
+        pictures,
+        labels=[index[path.parts[0]] for path in relative],
+        ids=[path.as_posix() for path in relative],
+        name=folder.resolve().name,
+        classes=_count(index.values()),
+        source=f"{len(paths)} pictures in {folder}" + (f"; {left_out} files of other kinds left out" if left_out else ""),
+        sizes=[path.stat().st_size for path in paths],
+    )
+
+
+def _refuse_unreadable(pictures: Files) -> None:
+    bad = pictures.unreadable()
+    if bad:
+        listed = ", ".join(map(str, bad[:3])) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
+        raise DataError(f"{len(bad)} of {len(pictures)} files cannot be read as pictures: {listed}: repair or remove them")
+
+
+def _indices(names: list[str], mapping: str | None, folder: Path) -> dict[str, int]:
+    if mapping is not None:
+        known = _read_mapping(Path(mapping).expanduser())
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise DataError(f"{mapping} has no class index for {len(unknown)} of the folders in {folder}, the first is {unknown[0]!r}")
+        return known  # whole, because the class count is the mapping's and not that of the folders present
+    if all(name.isdecimal() for name in names):
+        return {name: int(name) for name in names}
+    if all(SYNSET.fullmatch(name) for name in names) and len(names) != 1000:
+        raise DataError(
+            f"{folder} holds {len(names)} ImageNet synsets and not all 1000, so their class indices are not known: "
+            "add mapping=FILE, a JSON file such as ImageNet's imagenet_class_index.json"
+        )
+    return {name: number for number, name in enumerate(names)}
+
+
+def _read_mapping(file: Path) -> dict[str, int]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(content, Mapping):
+            raise ValueError(f"it holds a {type(content).__name__}")
+        return dict(_entry(key, value) for key, value in content.items())
+    except OSError as error:
+        raise DataError(f"cannot read the mapping {file}: {error.strerror}") from error
+    except (ValueError, TypeError, LookupError) as error:
+        raise DataError(f'the mapping {file} must be JSON, {{"n01440764": 0}} or {{"0": ["n01440764", "tench"]}}: {error}') from error
+
+
+def _entry(key: str, value: object) -> tuple[str, int]:
+    if isinstance(value, list):
+        return str(value[0]), int(key)
+    if isinstance(value, str) and not value.isdecimal():
+        return value, int(key)
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise TypeError(f"{key!r} has {value!r}, which is no class index")
+    return key, int(value)
+
+
+def _count(indices: Iterable[int]) -> int | None:
+    """The number of classes where the indices are 0, 1, 2, ... without a gap; None where they are some of more."""
+    present = set(indices)
+    return len(present) if present == set(range(len(present))) else None

@@ -1,0 +1,313 @@
+"""One session of a run: the clean pass, then every job over the images that are still to be decided."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from hashlib import blake2b
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from .checks import checked, first_answer, need_gradients
+from .classifier import Classifier, Logits
+from .conditions import Job, clean_criterion, criterion
+from .criteria import Criterion, Targeted
+from .engines import local
+from .errors import DataError, InvalidEvaluation
+from .labelled import LabelledImages
+from .oracle import BAD_LOGITS, TROUBLE
+from .passes import Passes, settle
+from .prepare import prepare
+from .results import Goal, Verdict, Witness
+from .scheduler import Finding, Plan, Subject, run
+from .store import Store
+from .witnesses import image_digest
+
+Progress = Callable[[str, int, int, int], None]
+"""Called with a condition, how many images are decided, how many there are, and how many of them are broken."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a run is made; see `evaluate` for what they mean."""
+
+    goal: Goal
+    seed: int
+    shuffle_seed: int
+    device: torch.device
+    batch_size: int | Literal["auto"]
+    bf16: bool
+    prepare: bool
+    query_budget: int | None
+    witnesses: int
+    on_bad_image: Literal["fail", "undecided"]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The clean answer to one image: logits (1, K), None with a reason where the image could not be used."""
+
+    id: str
+    logits: Logits | None
+    reason: str | None = None
+
+    @property
+    def trouble(self) -> str | None:
+        """Why nothing can be said about this image."""
+        if self.logits is not None and not self.logits.isfinite().all():
+            return TROUBLE[BAD_LOGITS]
+        return self.reason
+
+
+def drawn(seed: int, what: str, sample_id: str) -> bytes:
+    """A key to order images by, the same in every run."""
+    return blake2b(f"{seed}/{what}/{sample_id}".encode(), digest_size=16).digest()
+
+
+@dataclass
+class Session:
+    """Brings the verdicts that a store lacks. `about` and `notes` are what the run's record is to say of it."""
+
+    classifier: Classifier
+    images: LabelledImages
+    planned: Sequence[Job]
+    store: Store
+    options: Options
+    progress: Progress
+    about: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        ids, options = self.images.ids, self.options
+        self.position = {key: i for i, key in enumerate(ids)}
+        self.order = sorted(ids, key=lambda key: drawn(options.shuffle_seed, "order", key))
+        self.keep = set(sorted(ids, key=lambda key: drawn(options.seed, "witness", key))[: options.witnesses])
+
+    def run(self) -> None:
+        conditions = ["clean", *(job.condition.name for job in self.planned)]
+        complete = set.intersection(*(self.store.decided(name) for name in conditions))
+        todo = [key for key in self.order if key not in complete]
+        if todo:
+            self._prepare(self._probe(todo))
+            answers = self._clean(todo)
+            for job in self.planned:
+                self._attack(job, answers)
+
+    def _probe(self, ids: list[str]) -> Tensor:
+        """(B, C, H, W) the first few images that can be read."""
+        found = []
+        for key in ids:
+            try:
+                found.append(self._load(key))
+            except DataError:
+                if key == ids[-1] and not found:
+                    raise
+            if len(found) == 4:
+                break
+        shapes = sorted({"x".join(map(str, image.shape)) for image in found})
+        if len(shapes) > 1:
+            raise DataError(f"the images differ in size ({', '.join(shapes)}): bring them to one with --size")
+        return torch.stack(found).to(self.options.device)
+
+    def _prepare(self, probe: Tensor) -> None:
+        options = self.options
+        first_answer(self.classifier, probe, torch.tensor(self.images.labels))
+        need_gradients(self.classifier, probe, [(str(job.condition.attack), job.attack) for job in self.planned])
+        size = options.batch_size
+        self.batch_size = local.pick_batch_size(probe[0].numel(), options.device) if size == "auto" else size
+        self.given = search = Passes(self.classifier)
+        if options.prepare:
+            preparation = prepare(self.classifier, probe, cut=options.device.type == "cpu")
+            search = preparation.passes
+            self.given = Passes(self.classifier, search.micro)
+            self.about["prepared"] = preparation.described()
+        self.searches = [search]
+        if options.bf16:
+            self.searches.insert(0, Passes(search.model, search.micro, search.memory_format, torch.bfloat16, prepared=True))
+        self.about["batch_size"] = self.batch_size
+
+    def _load(self, sample_id: str) -> Tensor:
+        return checked(self.images[self.position[sample_id]][0], sample_id)
+
+    def _labels(self, ids: Iterable[str]) -> Tensor:
+        """(B,) or (B, K)."""
+        return torch.tensor([self.images.labels[self.position[key]] for key in ids], device=self.options.device)
+
+    def _shrunk(self, batch_size: int) -> None:
+        self.batch_size = self.about["batch_size"] = batch_size
+        self.notes.append(f"memory ran out: went on with batches of {batch_size}")
+
+    # ------------------------------------------------------------------ without an attack
+
+    def _clean(self, ids: list[str]) -> dict[str, Answer]:
+        """Ask about every image as it is. What an earlier session asked is asked again, because attacks start from the answers."""
+        done, answers, started = self.store.decided("clean"), {}, time.monotonic()
+        before, wrong = len(done), self.store.not_correct("clean")
+        for batch in local.with_smaller_batches(self._ask, [Answer(key, None) for key in ids], self.batch_size, self._shrunk):
+            for answer in batch:
+                answers[answer.id] = answer
+                if answer.id not in done and (answer.reason is None or self.options.on_bad_image == "undecided"):
+                    done.add(answer.id)
+                    verdict = self._clean_verdict(answer)
+                    wrong += verdict.broken is not False
+                    self.store.add(verdict)
+            self.store.commit()
+            self.progress("clean", len(done), len(self.images), wrong)
+        if len(done) > before:
+            self.store.spend("clean", time.monotonic() - started)
+        self.store.commit(now=True)
+        bad = [f"{a.id} ({a.reason})" for a in answers.values() if a.reason]
+        if bad and self.options.on_bad_image == "fail":
+            raise InvalidEvaluation(
+                f"{len(bad)} of {len(self.images)} images cannot be used: {', '.join(bad[:3])}{', ...' if len(bad) > 3 else ''}; "
+                "mend or remove them, or count them as not correct with --on-bad-image undecided"
+            )
+        return answers
+
+    def _ask(self, waiting: list[Answer], batch_size: int) -> Iterator[list[Answer]]:
+        for start in range(0, len(waiting), batch_size):
+            loaded, answers = {}, []
+            for key in (answer.id for answer in waiting[start : start + batch_size]):
+                try:
+                    loaded[key] = self._load(key)
+                except DataError as error:
+                    answers.append(Answer(key, None, str(error)))
+            if loaded:
+                x = torch.stack(list(loaded.values())).to(self.options.device)
+                for (key, image), logits in zip(loaded.items(), settle(self.given, x, clean_criterion(self._labels(loaded))), strict=True):
+                    self.store.add_sample(self.position[key], key, image_digest(image))
+                    answers.append(Answer(key, logits[None]))
+            yield answers
+
+    def _clean_verdict(self, answer: Answer) -> Verdict:
+        if answer.trouble:
+            return self._undecided("clean", answer)
+        assert answer.logits is not None
+        broken = bool(self._rule(answer.id).margin(answer.logits)[0] > 0)
+        return self._verdict("clean", answer, answer.logits, broken=broken, broken_by="clean" if broken else None, forwards=1)
+
+    # ------------------------------------------------------------------ under attack
+
+    def _attack(self, job: Job, answers: dict[str, Answer]) -> None:
+        """Attack the images that the job's condition has no verdict for yet."""
+        name, done = job.condition.name, self.store.decided(job.condition.name)
+        subjects, broken = self._subjects(job, [answers[key] for key in self.order if key in answers and key not in done])
+        decided, total = len(self.store.decided(name)), len(self.store.decided(name)) + len(subjects)
+        self.progress(name, decided, total, broken)
+        started = time.monotonic()
+        for findings in self._findings(job, subjects):
+            for finding in findings:
+                decided, broken = decided + 1, broken + bool(finding.broken)
+                self._record(job, finding, answers[finding.id])
+            now = time.monotonic()
+            self.store.spend(name, now - started)
+            self.store.commit(now=now - started > 0.5)  # a slow step must not leave verdicts open while the next one runs
+            started = now
+            if findings:
+                self.progress(name, decided, total, broken)
+        self.store.commit(now=True)
+
+    def _subjects(self, job: Job, answers: list[Answer]) -> tuple[list[Subject], int]:
+        """What is to be attacked, and how many images are broken so far; images that need no attack get their verdicts here."""
+        name, subjects, left_out = job.condition.name, [], 0
+        for answer in answers:
+            if answer.trouble or answer.logits is None:
+                self.store.add(self._undecided(name, answer))
+                continue
+            rule = criterion(self._labels([answer.id]), job.target, answer.logits)
+            if isinstance(rule, Targeted) and bool(rule.target == rule.labels):
+                left_out += 1
+            elif rule.margin(answer.logits)[0] > 0:
+                self.store.add(self._verdict(name, answer, answer.logits, broken=True, broken_by="clean", target=_target(rule)))
+            else:
+                subjects.append(Subject(answer.id, partial(self._load, answer.id), rule, answer.logits))
+        if left_out:
+            self.notes.append(f"{name}: {left_out} images of the target's own class are left out")
+        return subjects, self.store.not_correct(name)
+
+    def _findings(self, job: Job, subjects: list[Subject]) -> Iterator[list[Finding]]:
+        """What came of each subject. What a first pass in reduced precision does not break is attacked again in float32."""
+        by_id = {subject.id: subject for subject in subjects}
+        earlier: dict[str, Finding] = {}
+        for search in self.searches:
+            plan = Plan(
+                job.attack,
+                job.threat.to(self.options.device),
+                job.condition.name,
+                search,
+                self.given,
+                self.options.goal,
+                self.options.seed,
+                self.options.query_budget,
+                side_by_side=self.options.device.type != "cpu",
+            )
+            size = self.batch_size if getattr(job.attack, "batched", True) else 1
+            survivors = []
+            for findings in local.with_smaller_batches(partial(run, plan), subjects, size, self._shrunk):
+                findings = [f.after(earlier[f.id]) if f.id in earlier else f for f in findings]
+                if search is not self.searches[-1]:
+                    survivors += [f for f in findings if not f.broken]
+                    findings = [f for f in findings if f.broken]
+                yield findings
+            earlier = {f.id: f for f in survivors}
+            subjects = [by_id[f.id] for f in survivors]
+
+    def _record(self, job: Job, finding: Finding, answer: Answer) -> None:
+        assert answer.logits is not None
+        name, witness, target = job.condition.name, None, finding.target
+        if job.target is not None:
+            target = _target(criterion(self._labels([finding.id]), job.target, answer.logits))
+        if finding.broken and finding.id in self.keep:
+            witness = self.store.keep(name, finding.id, Witness(self._load(finding.id), finding.image.cpu()))
+        self.store.add(
+            self._verdict(
+                name,
+                answer,
+                finding.logits[None],
+                broken=finding.broken,
+                broken_by=job.condition.attack if finding.broken else None,
+                target=target,
+                restart=finding.restart,
+                reason=finding.reason,
+                distance=finding.distance,
+                steps=finding.steps,
+                forwards=finding.forwards,
+                backwards=finding.backwards,
+                precision="bf16" if finding.reduced else "fp32",
+                witness=witness,
+            )
+        )
+
+    # ------------------------------------------------------------------ verdicts
+
+    def _rule(self, sample_id: str) -> Criterion:
+        return clean_criterion(self._labels([sample_id]))
+
+    def _undecided(self, condition: str, answer: Answer) -> Verdict:
+        return self._verdict(condition, answer, None, broken=None, reason=answer.trouble)
+
+    def _verdict(self, condition: str, answer: Answer, logits: Logits | None, **known: Any) -> Verdict:
+        """logits (1, K): of the image that the verdict is about."""
+        i, rule = self.position[answer.id], self._rule(answer.id)
+        clean = None if answer.trouble or answer.logits is None else rule.predict(answer.logits)[0].tolist()
+        blank = {"target": None, "broken_by": None, "reason": None, "precision": "fp32", "witness": None, "distance": 0.0}
+        counts = {"restart": 0, "steps": 0, "forwards": 0, "backwards": 0}
+        return Verdict(
+            sample_id=answer.id,
+            group=None if self.images.groups is None else self.images.groups[i],
+            condition=condition,
+            label=self.images.labels[i],
+            clean_prediction=clean,
+            prediction=None if logits is None else rule.predict(logits)[0].tolist(),
+            confidence=0.0 if logits is None else float(rule.confidence(logits)[0]),
+            seed=self.options.seed,
+            **(blank | counts | known),
+        )
+
+
+def _target(rule: Criterion) -> int | None:
+    return int(rule.target) if isinstance(rule, Targeted) else None

@@ -1,0 +1,266 @@
+"""A run's folder: what was asked (`run.json`), every verdict (`results.sqlite`), and the witnesses.
+
+Verdicts are committed at most once a second, so that kill -9 loses the last second's; one process writes, any may read.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+from . import witnesses
+from .errors import InvalidEvaluation, RunMismatch, UsageError
+from .results import VERDICT_FIELDS, Condition, Result, Verdict, Witness, worst_case
+
+JSON_FIELDS = {"label", "clean_prediction", "prediction"}  # a class, or one 0/1 per finding
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO}
+OURS = ("run.json", "results.sqlite", "results.sqlite-wal", "results.sqlite-shm", "lock.sqlite", "lock.sqlite-journal", "table.csv",
+        "samples.csv", "report.html", "witnesses")  # fmt: skip
+
+SCHEMA = f"""
+CREATE TABLE IF NOT EXISTS verdicts ({", ".join(f'"{name}"' for name in VERDICT_FIELDS)}, PRIMARY KEY (condition, sample_id)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS samples (position INTEGER, sample_id PRIMARY KEY, image) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS seconds (condition PRIMARY KEY, spent) WITHOUT ROWID;
+"""
+
+
+class Store:
+    """Open a run for writing, in a folder or (folder None) in memory.
+
+    Args:
+        folder: made where it is missing.
+        config: what `run.json` is to hold; its `identity` says which run this is.
+        fresh: throw away what an earlier run left in the folder.
+
+    Raises:
+        RunMismatch: the folder belongs to another configuration, or to something else.
+        UsageError: another process is writing to it.
+    """
+
+    def __init__(self, folder: Path | None, config: dict[str, Any], *, fresh: bool = False) -> None:
+        self.folder, self.config = folder, config
+        self._kept: dict[tuple[str, str], Witness] = {}
+        self._lock: sqlite3.Connection | None = None
+        self._committed = time.monotonic()
+        if folder is None:
+            self._database = sqlite3.connect(":memory:")
+            self._database.executescript(SCHEMA)
+            return
+        with explained(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock = _locked(folder)
+            if fresh:
+                _clear(folder)
+            self._check_identity()
+            self._database = sqlite3.connect(folder / "results.sqlite")
+            self._database.execute("PRAGMA journal_mode=WAL")
+            self._database.execute("PRAGMA synchronous=NORMAL")
+            self._database.executescript(SCHEMA)
+            self.write_config()
+
+    def _check_identity(self) -> None:
+        assert self.folder is not None
+        path = self.folder / "run.json"
+        if not path.exists():
+            foreign = sorted(p.name for p in self.folder.iterdir() if p.name not in OURS)
+            if foreign:
+                raise RunMismatch(f"{self.folder} holds other files ({', '.join(foreign[:3])}): name an empty or new folder with --out")
+            return
+        before = read_config(self.folder)
+        mine, theirs = self.config["identity"], before["identity"]
+        for key in mine | theirs:
+            if mine.get(key) != theirs.get(key):
+                was, now = (json.dumps(identity.get(key))[:80] for identity in (theirs, mine))
+                differ = f"{self.folder} is a run with another {key} ({was} there, {now} here)"
+                raise RunMismatch(f"{differ}: choose another --out, or --fresh to start over")
+        self.config = {**self.config, "created": before["created"], "sessions": before["sessions"] + self.config["sessions"]}
+
+    def write_config(self) -> None:
+        if self.folder is not None:
+            write_text(self.folder / "run.json", json.dumps(self.config, indent=2) + "\n")
+
+    def close_session(self, about: Mapping[str, Any], notes: Iterable[str]) -> None:
+        """Record how the session that this store was opened for went."""
+        self.config["sessions"][-1] |= about
+        self.config["notes"] = list(dict.fromkeys([*self.config["notes"], *notes]))
+        self.write_config()
+
+    def decided(self, condition: str) -> set[str]:
+        """Sample ids that have a verdict under a condition."""
+        return {row[0] for row in self._database.execute("SELECT sample_id FROM verdicts WHERE condition = ?", (condition,))}
+
+    def not_correct(self, condition: str) -> int:
+        """How many images are broken or undecided under a condition so far."""
+        sql = "SELECT count(*) FROM verdicts WHERE condition = ? AND broken IS NOT 0"
+        return int(self._database.execute(sql, (condition,)).fetchone()[0])
+
+    def add_sample(self, position: int, sample_id: str, image_digest: str) -> None:
+        self._database.execute("INSERT OR REPLACE INTO samples VALUES (?, ?, ?)", (position, sample_id, image_digest))
+
+    def add(self, verdict: Verdict) -> None:
+        values = [json.dumps(value) if name in JSON_FIELDS else value for name, value in vars(verdict).items()]
+        self._database.execute(f"INSERT OR REPLACE INTO verdicts VALUES ({','.join('?' * len(values))})", values)
+
+    def keep(self, condition: str, sample_id: str, witness: Witness) -> str:
+        """Store a witness, before the verdict that names it; the SHA-256 that the verdict is to name."""
+        if self.folder is None:
+            self._kept[condition, sample_id] = witness
+            return witnesses.image_digest(witness.adversarial)
+        path = self.folder / "witnesses" / witnesses.file_name(condition, sample_id)
+        return witnesses.write(path, witness, {"condition": condition, "sample_id": sample_id})
+
+    def spend(self, condition: str, seconds: float) -> None:
+        """Add to the time that a condition has taken over all sessions."""
+        sql = "INSERT INTO seconds VALUES (?, ?) ON CONFLICT (condition) DO UPDATE SET spent = spent + excluded.spent"
+        self._database.execute(sql, (condition, seconds))
+
+    def commit(self, *, now: bool = False) -> None:
+        """Make what was added last; at most once a second unless `now`."""
+        if now or time.monotonic() - self._committed >= 1:
+            self._database.commit()
+            self._committed = time.monotonic()
+
+    def result(self) -> Result:
+        """What is known so far, with the worst case per norm and eps."""
+        return _result(self._database, self.config, self.folder, self._kept)
+
+    def close(self) -> None:
+        self._database.commit()
+        self._database.close()
+        if self._lock is not None:
+            self._lock.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+@contextmanager
+def explained(folder: Path | None) -> Iterator[None]:
+    """Turn what a full or broken disk raises into one line that says how to go on."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        if "disk" in str(error) or "readonly" in str(error):
+            raise InvalidEvaluation(_full(folder, str(error))) from error
+        if isinstance(error, sqlite3.DatabaseError) and ("malformed" in str(error) or "not a database" in str(error)):
+            raise RunMismatch(f"{folder}/results.sqlite is damaged ({error}): start over with --fresh") from error
+        raise
+    except OSError as error:
+        if error.errno in DISK_ERRORS:
+            raise InvalidEvaluation(_full(folder, error.strerror or str(error))) from error
+        raise
+
+
+def _full(folder: Path | None, reason: str) -> str:
+    return f"could not write to {folder} ({reason}): make room or choose another --out; the same command then goes on where it stopped"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file in one go: a reader sees the old one or the new one."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """What `run.json` holds.
+
+    Raises:
+        UsageError: the folder is not a run.
+    """
+    try:
+        config: dict[str, Any] = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UsageError(f"{folder} is not a run: it has no run.json") from error
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{folder}/run.json cannot be read ({error}): start the run again with --fresh") from error
+    if not isinstance(config, dict) or "identity" not in config:
+        raise UsageError(f"{folder} is not a run: its run.json was written by something else")
+    return config
+
+
+def read_run(folder: str | Path) -> Result:
+    """The result in a run's folder, finished or not."""
+    folder = Path(folder)
+    config = read_config(folder)
+    with explained(folder):
+        database = sqlite3.connect(f"file:{folder / 'results.sqlite'}?mode=ro", uri=True)
+        try:
+            return _result(database, config, folder, {})
+        finally:
+            database.close()
+
+
+def read_image_digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of every clean image, as the run saw it."""
+    database = sqlite3.connect(f"file:{folder / 'results.sqlite'}?mode=ro", uri=True)
+    try:
+        return dict(database.execute("SELECT sample_id, image FROM samples"))
+    finally:
+        database.close()
+
+
+def _result(
+    database: sqlite3.Connection, config: Mapping[str, Any], folder: Path | None, kept: Mapping[tuple[str, str], Witness]
+) -> Result:
+    columns = ", ".join(f'v."{name}"' for name in VERDICT_FIELDS)
+    sql = f"SELECT {columns} FROM verdicts v LEFT JOIN samples s USING (sample_id) ORDER BY s.position"
+    by_condition: dict[str, list[Verdict]] = {}
+    for row in database.execute(sql):
+        verdict = _verdict(row)
+        by_condition.setdefault(verdict.condition, []).append(verdict)
+    conditions = [Condition(**c) for c in config["conditions"] if c["name"] in by_condition]
+    verdicts = [v for c in conditions for v in by_condition[c.name]]
+    worst_conditions, worst_verdicts = worst_case(conditions, verdicts)
+    hashes = {(v.condition, v.sample_id): v.witness for v in verdicts if v.witness}
+
+    def witness(condition: str, sample_id: str) -> Witness | None:
+        expected = hashes.get((condition, sample_id))
+        if folder is None or expected is None:
+            return kept.get((condition, sample_id))
+        return witnesses.read(folder / "witnesses" / witnesses.file_name(condition, sample_id), expected)
+
+    seconds = dict(database.execute("SELECT condition, spent FROM seconds"))
+    for c in worst_conditions:
+        seconds[c.name] = sum(seconds.get(o.name, 0.0) for o in conditions if o.kind == "attack" and (o.norm, o.eps) == (c.norm, c.eps))
+    return Result(config, [*conditions, *worst_conditions], [*verdicts, *worst_verdicts], seconds, witness, folder)
+
+
+def _verdict(row: Iterable[Any]) -> Verdict:
+    values = dict(zip(VERDICT_FIELDS, row, strict=True))
+    values |= {name: json.loads(values[name]) for name in JSON_FIELDS}
+    if values["broken"] is not None:
+        values["broken"] = bool(values["broken"])
+    return Verdict(**values)
+
+
+def _locked(folder: Path) -> sqlite3.Connection:
+    """A lock that dies with its process, on every system that SQLite knows."""
+    lock = sqlite3.connect(folder / "lock.sqlite", timeout=0.1, isolation_level=None)
+    try:
+        lock.execute("BEGIN EXCLUSIVE")
+    except sqlite3.OperationalError as error:
+        lock.close()
+        if "locked" not in str(error):
+            raise
+        raise UsageError(f"another process is writing to {folder}: wait for it, or choose another --out") from error
+    return lock
+
+
+def _clear(folder: Path) -> None:
+    """Remove what a run wrote, and nothing else."""
+    if (folder / "run.json").exists():
+        shutil.rmtree(folder / "witnesses", ignore_errors=True)
+        for name in set(OURS) - {"witnesses", "lock.sqlite", "lock.sqlite-journal"}:
+            (folder / name).unlink(missing_ok=True)

@@ -1,0 +1,91 @@
+"""Check a finished run's witnesses again: one plain forward each, on the model as given, in no batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from .checks import frozen
+from .classifier import Classifier
+from .conditions import clean_criterion
+from .criteria import Criterion, Targeted
+from .errors import RunMismatch, UsageError
+from .models import load_model
+from .results import Condition, Result, Verdict
+from .store import read_image_digests, read_run
+from .threat import ball
+from .witnesses import image_digest
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What came of checking a run: how many witnesses hold, one line for each that does not, and how many were not kept."""
+
+    holding: int
+    failures: list[str]
+    not_kept: int
+
+
+def verify(run: str | Path, model: nn.Module | None = None, progress: Callable[[int, int], None] | None = None) -> Checked:
+    """Re-check every witness of a run.
+
+    A witness holds when its file is unchanged, its clean image is the one that the run saw, its adversarial image is in [0, 1] and
+    within eps of it, and the model, asked about it alone, gives the broken prediction that the verdict states.
+
+    Args:
+        run: the run's folder.
+        model: the model, where the run was started from Python with a model that has no name.
+
+    Raises:
+        UsageError: not a run, or a model that cannot be had by name.
+        RunMismatch: the model is not the one that was evaluated.
+    """
+    result = read_run(run)
+    recipe = result.config["model"]["recipe"]
+    if model is None and recipe is None:
+        raise UsageError(f"{run} was made from Python with a model that has no name: call robustbench_lite.verify(run, model)")
+    classifier = load_model(**recipe) if model is None else model if isinstance(model, Classifier) else Classifier(model)
+    if classifier.digest != result.config["model"]["digest"]:
+        raise RunMismatch(f"this {classifier.name} is not the model that {run} evaluated: its weights or its preprocessing differ")
+    conditions = {c.name: c for c in result.conditions if c.kind == "attack"}
+    claimed = [v for v in result.verdicts if v.condition in conditions and v.broken and v.broken_by != "clean"]
+    kept = [v for v in claimed if v.witness]
+    clean = read_image_digests(Path(run))
+    failures = []
+    with frozen(classifier), torch.no_grad():
+        for number, verdict in enumerate(kept, 1):
+            fault = _fault(result, conditions[verdict.condition], verdict, classifier, clean.get(verdict.sample_id))
+            if fault:
+                failures.append(f"{verdict.condition}, {verdict.sample_id}: {fault}")
+            if progress is not None:
+                progress(number, len(kept))
+    return Checked(len(kept) - len(failures), failures, len(claimed) - len(kept))
+
+
+def _fault(result: Result, condition: Condition, verdict: Verdict, classifier: Classifier, clean: str | None) -> str | None:
+    """Why the witness does not hold, None where it does."""
+    try:
+        witness = result.witness(condition.name, verdict.sample_id)
+    except ValueError as error:
+        return str(error)
+    assert witness is not None
+    if image_digest(witness.clean) != clean:
+        return "its clean image is not the one that was evaluated"
+    # in double precision, so that the check's own rounding does not decide
+    x, origin = witness.adversarial[None].double(), witness.clean[None].double()
+    if not ball(str(condition.norm), float(condition.eps or 0)).contains(x, origin).all():
+        return f"its image lies outside the {condition.norm} ball of {condition.eps:g}, or outside [0, 1]"
+    labels = torch.tensor([verdict.label])
+    rule: Criterion = clean_criterion(labels)
+    if verdict.target is not None and ",target=" in condition.name:
+        rule = Targeted(labels, torch.tensor([verdict.target]))
+    logits = classifier(witness.adversarial[None])
+    if not logits.isfinite().all() or not rule.margin(logits)[0] > 0:
+        return f"the model says {rule.predict(logits)[0].tolist()}, which is not broken"
+    if rule.predict(logits)[0].tolist() != verdict.prediction:
+        return f"the model says {rule.predict(logits)[0].tolist()}, the verdict {verdict.prediction}"
+    return None
