@@ -24,9 +24,9 @@ class Recipe:
     """
 
     epochs: int = 40
-    batch_size: int = 64
+    batch_size: int = 32
     lr: float = 3e-3
-    weight_decay: float = 0.5
+    weight_decay: float = 1.0
     seed: int = 0
 
     def __post_init__(self) -> None:

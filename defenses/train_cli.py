@@ -142,11 +142,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         app(words)
-    except (RobustEvalError, CycloptsError) as error:
+    except RobustEvalError as error:
         if "--debug" in words:
             traceback.print_exc()
         _say(str(error))
-        return error.exit_code if isinstance(error, RobustEvalError) else 2
+        return error.exit_code
+    except CycloptsError as error:
+        _say(f"{error} See robust-train --help.")
+        return 2
     except KeyboardInterrupt:
         _say("interrupted; nothing was written")
         return 130

@@ -42,6 +42,8 @@ def accuracy_curves(rows: Sequence[Row]) -> list[Chart]:
 
 def queries(result: Result) -> Chart | None:
     """Passes that each attack spent: the spread over the images that it broke, the mean over the survivors; None without any."""
+    from matplotlib.ticker import MaxNLocator
+
     spent: dict[str, list[Verdict]] = {c.name: [] for c in result.conditions if c.kind == "attack"}
     for v in result.verdicts:
         if v.condition in spent and v.broken_by != "clean" and v.forwards > 0:
@@ -64,7 +66,7 @@ def queries(result: Result) -> Chart | None:
             axes.set_xscale("symlog", linthresh=1)
             axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         else:
-            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlim(0, most * (1.6 if most > MANY_PASSES else 1.06))
         _legend(figure, axes)
         svg = _svg(figure, "queries")

@@ -130,7 +130,7 @@ class Binary(Criterion):
 class MultiLabel(Criterion):
     """A model with one logit per finding, present above 0: broken when `any`, or `all`, of the `named` findings are wrong.
 
-    labels: (B, K) 0 or 1. named: (K,) bool as (1, K), None for all findings.
+    labels: (B, K) 0 or 1. named: indices of findings, None for all of them.
     """
 
     labels: Labels
@@ -146,7 +146,8 @@ class MultiLabel(Criterion):
 
     def loss(self, logits: Logits, loss: str | Callable[..., Tensor]) -> Tensor:
         if loss == "ce":
-            return functional.binary_cross_entropy_with_logits(logits, self.labels.to(logits.dtype), reduction="none").sum(1)
+            each = functional.binary_cross_entropy_with_logits(logits, self.labels.to(logits.dtype), reduction="none")
+            return (each if self.named is None else each[:, list(self.named)]).sum(1)
         return super().loss(logits, loss)
 
     def predict(self, logits: Logits) -> Tensor:

@@ -46,7 +46,8 @@ def _arrays(file: Path) -> tuple[Any, Any]:
     from zlib import error as ZlibError
 
     try:
-        with np.load(file, allow_pickle=False) as archive:
+        with file.open("rb") as stream:  # NumPy leaves a damaged archive open when it opens the file itself
+            archive = np.load(stream, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise DataError(f"{file} holds one array: save images and labels with numpy.savez(FILE, images=..., labels=...)")
             for pair in KEYS:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.nn.utils.parametrize import is_parametrized
 
 from .classifier import Images
 from .passes import Passes
@@ -21,8 +22,12 @@ from .passes import Passes
 CACHE = 32 * 2**20
 """Bytes above which glibc takes an activation from the system and gives it back at every layer, with a page fault for every page."""
 
-UNSAFE = ("topk", "kthvalue", "sort", "argsort", "round", "floor", "ceil", "trunc", "sign", "heaviside", "argmax", "rand", "bernoulli",
-          "multinomial", "normal", "poisson", "one_hot", "gt", "lt", "ge", "le", "eq")  # fmt: skip
+UNSAFE = frozenset(
+    ("topk", "kthvalue", "sort", "argsort", "round", "floor", "floor_divide", "ceil", "trunc", "frac", "fix", "sign", "sgn", "heaviside",
+     "argmax", "argmin", "one_hot", "bucketize", "searchsorted", "int", "long", "short", "byte", "char", "gt", "lt", "ge", "le", "eq", "ne",
+     "greater", "less", "greater_equal", "less_equal", "rand", "randn", "randint", "randperm", "rand_like", "randn_like", "randint_like",
+     "bernoulli", "multinomial", "normal", "uniform", "poisson", "exponential", "gumbel_softmax")
+)  # fmt: skip
 """Operations that a rounding error can tip over, or that draw: a model with one of these is run as given."""
 
 
@@ -60,16 +65,22 @@ def prepare(model: nn.Module, probe: Images, *, cut: bool = True, reduced: torch
     if reason:
         return Preparation(given, reason=reason)
     try:
-        pairs = list(_foldable(model))
-    except Exception as error:  # tracing runs the model's own code on stand-ins, which may fail in any way
-        return Preparation(given, reason=f"the model cannot be traced ({type(error).__name__})")
-    folded = _folded(model, pairs).to(memory_format=torch.channels_last)
-    fast = replace(given, model=folded, memory_format=torch.channels_last, prepared=True)
+        folded = copy.deepcopy(model)  # before it is traced: a module may keep what passes through it
+        pairs = list(_foldable(folded))
+        _fold(folded, pairs)
+    except Exception as error:  # copying and tracing run the model's own code, on stand-ins, which may fail in any way
+        return Preparation(given, reason=f"the model cannot be traced ({type(error).__name__}: {str(error).partition(chr(10))[0][:80]})")
     exact = Passes(model).logits(probe)
-    gap = (replace(fast, reduced=None).logits(probe) - exact).abs().amax()
-    if not gap <= 1e-3 * exact.abs().amax().clamp(min=1e-6):
+    for layout in (torch.channels_last, torch.contiguous_format):
+        fast = replace(given, model=folded.to(memory_format=layout), memory_format=layout, prepared=True)
+        try:
+            gap = (replace(fast, reduced=None).logits(probe) - exact).abs().amax()
+        except RuntimeError:  # a model that calls `view` cannot have channels last
+            continue
+        if gap <= 1e-3 * exact.abs().amax().clamp(min=1e-6):
+            return Preparation(fast, folded=len(pairs))
         return Preparation(given, reason=f"the folded model's logits differ by {float(gap):.2g}")
-    return Preparation(fast, folded=len(pairs))
+    return Preparation(given, reason="the folded model does not run")
 
 
 def _unsafe(model: nn.Module) -> str | None:
@@ -99,7 +110,7 @@ def _foldable(model: nn.Module) -> Iterator[tuple[str, str]]:
         if node.op == "call_module":
             called[str(node.target)] = called.get(str(node.target), 0) + 1
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-        if node.op in ("call_function", "call_method") and name.strip("_").startswith(UNSAFE):
+        if node.op in ("call_function", "call_method") and name.strip("_") in UNSAFE:
             raise ValueError(f"{name} is not smooth")
     for node in graph.nodes:
         if node.op != "call_module" or not node.args:
@@ -109,17 +120,18 @@ def _foldable(model: nn.Module) -> Iterator[tuple[str, str]]:
             continue
         if not (isinstance(before, fx.Node) and before.op == "call_module"):
             continue
+        conv = modules[str(before.target)]
         if (
-            isinstance(modules[str(before.target)], nn.Conv2d)
+            isinstance(conv, nn.Conv2d)
+            and not is_parametrized(conv)
             and len(before.users) == 1
             and called[str(node.target)] == called[str(before.target)] == 1
         ):
             yield str(before.target), str(node.target)
 
 
-def _folded(model: nn.Module, pairs: list[tuple[str, str]]) -> nn.Module:
-    """A copy of the model in which each pair's normalisation is part of its convolution."""
-    model = copy.deepcopy(model)
+def _fold(model: nn.Module, pairs: list[tuple[str, str]]) -> None:
+    """Make each pair's normalisation part of its convolution."""
     for conv_name, norm_name in pairs:
         conv, norm = model.get_submodule(conv_name), model.get_submodule(norm_name)
         assert isinstance(conv, nn.Conv2d)
@@ -131,8 +143,7 @@ def _folded(model: nn.Module, pairs: list[tuple[str, str]]) -> nn.Module:
         parent, _, leaf = norm_name.rpartition(".")
         # timm's normalisation carries the activation that follows it
         rest = [m for m in (getattr(norm, "drop", None), getattr(norm, "act", None)) if isinstance(m, nn.Module)]
-        setattr(model.get_submodule(parent), leaf, nn.Sequential(*rest) if rest else nn.Identity())
-    return model.eval()
+        setattr(model.get_submodule(parent), leaf, (nn.Sequential(*rest) if rest else nn.Identity()).eval())
 
 
 def _micro_batch(model: nn.Module, probe: Images) -> int | None:

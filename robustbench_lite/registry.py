@@ -76,7 +76,7 @@ class Registry:
 
     def get(self, name: str) -> Callable[..., Any]:
         self._load()
-        if name in self.broken:
+        if name in self.broken and name not in self.found:
             raise BadSpec(f"the {self.kind} {name!r} could not be imported: {self.broken[name]}")
         if name not in self.found:
             raise UnknownName(self.kind, name, self.found, f"see `robust-eval list {self.plural}`")
@@ -140,11 +140,10 @@ class Registry:
         for entry in entry_points(group=self.group):
             try:
                 thing = entry.load()
-            except Exception as error:  # a foreign package may fail in any way; ours must go on and say so
+                if callable(thing) and not inspect.ismodule(thing):
+                    self.register(entry.name, thing)
+            except Exception as error:  # a foreign package may fail in any way, or take a name; ours must go on and say so
                 self.broken[entry.name] = f"{type(error).__name__}: {error} (entry point {entry.value})"
-                continue
-            if callable(thing) and not inspect.ismodule(thing):
-                self.register(entry.name, thing)
 
 
 def _modules(package: str) -> Iterator[str]:

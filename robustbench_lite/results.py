@@ -78,11 +78,11 @@ class Witness:
 
 
 def eps_text(eps: float) -> str:
-    """`4/255` where eps is a multiple of a half 255th, else the plain number."""
-    parts = round(eps * 255 * 2) / 2
-    if 0 < parts <= 255 and math.isclose(eps, parts / 255, rel_tol=1e-9):
+    """The plain number where it is short (0.15), else `4/255` where eps is a multiple of a half 255th."""
+    plain, parts = f"{eps:g}", round(eps * 255 * 2) / 2
+    if len(plain) > 5 and parts > 0 and math.isclose(eps, parts / 255, rel_tol=1e-9):
         return f"{parts:g}/255"
-    return f"{eps:g}"
+    return plain
 
 
 def worst_case(conditions: Sequence[Condition], verdicts: Iterable[Verdict]) -> tuple[list[Condition], list[Verdict]]:
@@ -194,7 +194,7 @@ class Result:
         for v in self.verdicts:
             by_condition[v.condition].append(v)
         rows = [table_row(c, by_condition[c.name], model, data, self.seconds.get(c.name, 0.0)) for c in self.conditions]
-        return pd.DataFrame(rows, columns=list(TABLE_COLUMNS))
+        return pd.DataFrame(rows, columns=list(TABLE_COLUMNS)).astype({"severity": "Int64"})
 
     def _repr_html_(self) -> str:
         from .registry import REPORTS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -160,7 +161,8 @@ class L0(Ball):
     norm = "l0"
 
     def project(self, x: Images, origin: Images) -> Images:
-        return torch.where(self._largest((x - origin).abs(), self.eps), x.clamp(0, 1), origin)
+        x = x.clamp(0, 1)  # first: a value that the box holds back is not worth one of the changes
+        return torch.where(self._largest((x - origin).abs(), self.eps), x, origin)
 
     def distance(self, x: Images, origin: Images) -> Tensor:
         return (x != origin).flatten(1).sum(1).to(x.dtype)
@@ -202,8 +204,8 @@ def ball(norm: str, eps: float) -> Ball:
     """
     if norm not in BALLS:
         raise UsageError(f"unknown norm {norm!r}{did_you_mean(norm, BALLS)}")
-    if not eps > 0:
-        raise UsageError(f"eps must be positive, got {eps:g} (accuracy without an attack is the row `clean`)")
+    if not 0 < eps < math.inf:
+        raise UsageError(f"eps must be positive and finite, got {eps:g} (accuracy without an attack is the row `clean`)")
     if norm == "linf" and eps > 1:
         raise UsageError(f"eps {eps:g} is more than the whole range of a pixel: images are in [0, 1], write 8/255 and not 8")
     if norm == "l0" and eps != int(eps):

@@ -95,6 +95,9 @@ def test_a_layer_of_another_shape_does_not_blame_the_class_count() -> None:
     state = network().state_dict() | {"conv.weight": torch.zeros(2, 1, 3, 3)}
     with pytest.raises(ModelError, match=r"conv\.weight is \(2, 1, 3, 3\) in the file and \(2, 3, 3, 3\) in the model$"):
         load_into(network(), state, "f", "net", classes=4)
+    state = network().state_dict() | {"fc.weight": torch.zeros(7, 50), "fc.bias": torch.zeros(7)}
+    with pytest.raises(ModelError, match=r"fc\.bias is \(7,\) in the file and \(4,\) in the model$"):
+        load_into(network(), state, "f", "net", classes=4)
 
 
 def test_missing_and_unexpected_keys_are_listed() -> None:

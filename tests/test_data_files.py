@@ -196,7 +196,7 @@ def test_cifar_in_pickles_is_refused(name: str, inner: str, file: str, tmp_path:
     (tmp_path / inner).mkdir()
     (tmp_path / inner / file).write_bytes(pickle.dumps({b"data": b"", b"labels": []}))
     for path in (tmp_path, tmp_path / inner):
-        with pytest.raises(DataError, match="is the Python version .* whose pickles could run code when read: get the binary version"):
+        with pytest.raises(DataError, match=r"is the Python version .* whose pickles could run code when read: get the binary version"):
             load_data(f"{name}:{path}")
 
 

@@ -78,7 +78,7 @@ def example(
     config = {
         "model": {"name": "toy <model>", "spec": "toy", "digest": "9f" * 32, "classes": 3},
         "data": {"name": "toys", "digest": "77" * 32, "n": n, "source": "made up", "class_names": [EVIL, "cat", "dog & fox"]},
-        "versions": {"python": "3.11", "robustbench_lite": "0.1.0"}, "device": "cpu", "seed": 0, "norm": "linf", "eps": list(sizes),
+        "versions": {"python": "3.11", "robustbench-lite": "0.1.0"}, "device": "cpu", "seed": 0, "norm": "linf", "eps": list(sizes),
         "command": ["robust-eval", "--model", "toy model", "--attack", "pgd:steps=10"],
     }  # fmt: skip
     seconds = {c.name: 1.5 for c in conditions}
@@ -291,7 +291,8 @@ def test_provenance_holds_all_of_the_configuration(tmp_path: Path) -> None:
     text = texts(tree(page(result)))
     assert "9f" * 32 in text
     assert "77" * 32 in text
-    assert "versions.robustbench_lite0.1.0" in text
+    assert "versions.robustbench-lite0.1.0" in text
+    assert "Accuracy under attack, robustbench-lite 0.1.0 Of" in text
     assert "robust-eval --model 'toy model' --attack pgd:steps=10" in text
     assert "1,000 values, in run.json" in text
     assert "sessions.1started now" in text

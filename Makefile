@@ -1,0 +1,52 @@
+# Everything here sets up its own .venv from python3.11+ and make alone.
+#   make demo   attack a real model on 20 real images, and write the report
+#   make test   the tests (under ten minutes on two cores);  make test-all adds the slow ones and those against other libraries
+#   make bench  measure speed and memory, into docs/benchmarks.md;  make lint  ruff and mypy
+
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
+	$$p -c 'import sys; assert sys.version_info >= (3, 11)' 2>/dev/null && echo $$p && break; done)
+CONSTRAINTS ?=
+BIN := .venv/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
+
+# idle OpenMP threads that spin made two threads up to fifty times slower on a shared machine
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.PHONY: demo test test-all bench lint clean
+
+demo: .venv/demo
+	$(BIN)/robust-eval --model efficientnet_lite0 --attack fgsm --attack pgd
+
+test: .venv/dev
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile
+
+test-all: .venv/peers
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile -m "not gpu"
+
+bench: .venv/peers
+	$(BIN)/python tests/benchmarks/measure.py
+
+lint: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.venv/demo: pyproject.toml | .venv
+	$(PIP) --editable '.[demo]'
+	@touch $@
+
+.venv/dev: pyproject.toml | .venv
+	$(PIP) --editable '.[demo,dev]'
+	@touch $@ .venv/demo
+
+.venv/peers: tests/peers.txt .venv/dev
+	$(PIP) --no-deps --requirement tests/peers.txt
+	@touch $@
+
+.venv:
+	@test -n "$(PYTHON)" || { echo 'python 3.11 or newer is needed: make PYTHON=/path/to/python3.11'; exit 1; }
+	$(PYTHON) -m venv .venv
+	@echo 'installing into .venv; torch is large, the first time takes minutes'
+
+clean:
+	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,144 @@
+"""`make bench`: speed and memory, as ratios against a bare PyTorch loop and against other libraries, into docs/benchmarks.md.
+
+Variants of one comparison run in turn, round after round, and the medians are compared: what else the machine does then meets all
+of them. Processor time decides, not wall time, because the machine may be shared.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+WORKER = Path(__file__).with_name("worker.py")
+PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
+
+
+@dataclass(frozen=True)
+class Reading:
+    cpu: list[float]
+    wall: list[float]
+    peak: float
+
+
+def readings(task: str, variants: Sequence[str], *, steps: int, rounds: int, threads: int = 1) -> dict[str, Reading]:
+    """Every variant `rounds` times, in turn."""
+    found: dict[str, list[dict[str, float]]] = {v: [] for v in variants}
+    workers = {}
+    for variant in variants:
+        command = [sys.executable, str(WORKER), task, variant, str(steps), str(threads)]
+        worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        assert worker.stdout is not None
+        if worker.stdout.readline() != "ready\n":
+            raise RuntimeError(f"the worker for {variant} on {task} did not start: run `{' '.join(command)}` to see why")
+        workers[variant] = worker
+    for _ in range(rounds):
+        for variant, worker in workers.items():
+            assert worker.stdin is not None
+            assert worker.stdout is not None
+            worker.stdin.write("go\n")
+            worker.stdin.flush()
+            found[variant].append(json.loads(worker.stdout.readline()))
+    for worker in workers.values():
+        worker.communicate()
+    return {v: Reading([r["cpu"] for r in rs], [r["wall"] for r in rs], max(r["peak"] for r in rs)) for v, rs in found.items()}
+
+
+def per_step(task: str, variants: Sequence[str], steps: tuple[int, int], rounds: int) -> list[str]:
+    """Processor time of one more step, over the bare loop's: what a run pays once cancels out."""
+    few, many = (readings(task, variants, steps=n, rounds=rounds) for n in steps)
+    cost = {v: (statistics.median(many[v].cpu) - statistics.median(few[v].cpu)) / (steps[1] - steps[0]) for v in variants}
+    return [f"| {task} | {v} | {cost[v] / cost['bare']:.2f} | {rounds} x ({steps[1]} - {steps[0]}) steps |" for v in variants]
+
+
+def whole_run(task: str, variants: Sequence[str], steps: int, rounds: int) -> list[str]:
+    """Processor time of a whole run, over ours."""
+    found = readings(task, variants, steps=steps, rounds=rounds)
+    ours = statistics.median(found["evaluated"].cpu)
+    lines = []
+    for v in variants:
+        ratios = [statistics.median(values) / ours for values in ([t] for t in found[v].cpu)]
+        lines.append(
+            f"| {task} | {v} | {statistics.median(found[v].cpu) / ours:.2f} ({min(ratios):.2f} to {max(ratios):.2f}) | {rounds} rounds |"
+        )
+    return lines
+
+
+def peak_memory(task: str, variants: Sequence[str], steps: int) -> list[str]:
+    found = {v: readings(task, [v], steps=steps, rounds=1)[v].peak for v in variants}
+    return [f"| {task} | {v} | {found[v]:.0f} MiB | {found[v] / found['bare']:.2f} |" for v in variants]
+
+
+def start_up(rounds: int = 5) -> list[str]:
+    """Wall time of commands that a person waits for."""
+    program = Path(sys.executable).with_name("robust-eval")
+    lines = []
+    for arguments in (["--help"], ["list", "attacks"], []):
+        taken = []
+        for _ in range(rounds):
+            started = time.perf_counter()
+            subprocess.run([program, *arguments], check=True, stdout=subprocess.DEVNULL)
+            taken.append(time.perf_counter() - started)
+        lines.append(f"| robust-eval {' '.join(arguments)} | {statistics.median(taken):.2f} s | {min(taken):.2f} to {max(taken):.2f} s |")
+    return lines
+
+
+PEERS = ("foolbox", "torchattacks", "adv_lib")
+
+
+def write(title: str, head: str, rows: list[str]) -> str:
+    return "\n".join([f"## {title}", "", head, *rows, ""])
+
+
+def main(names: Sequence[str]) -> None:
+    plan = {
+        "step": lambda: write(
+            "One gradient step, early leaving off, over the bare loop (1.00 = free)",
+            "| task | variant | ratio | from |\n|---|---|---|---|",
+            per_step("resnet50, 8 images", ("bare", "as_given", *PEERS), (1, 5), 3)
+            + per_step("resnet18, 64 images", ("bare", "as_given", *PEERS), (1, 6), 5),
+        ),
+        "prepared": lambda: write(
+            "One gradient step with the defaults for frozen models, over the bare loop",
+            "| task | variant | ratio | from |\n|---|---|---|---|",
+            per_step("resnet50, 32 images", ("bare", "prepared", "prepared_bf16"), (1, 3), 3)
+            + per_step("resnet18, 64 images", ("bare", "prepared", "prepared_bf16"), (1, 6), 5)
+            + per_step("resnet18, 128 images", ("bare", "prepared", "prepared_bf16"), (1, 5), 5),
+        ),
+        "verdicts": lambda: write(
+            "A whole PGD-20 run to the same verdicts, over ours (above 1: slower than ours)",
+            "| task | variant | ratio | from |\n|---|---|---|---|",
+            whole_run("efficientnet_lite0, all broken", ("evaluated", "evaluated_bf16", "bare", *PEERS), 20, 3)
+            + whole_run("digits_cnn, most survive", ("evaluated", "evaluated_bf16", "bare", *PEERS), 20, 5),
+        ),
+        "memory": lambda: write(
+            "Peak memory of two steps",
+            "| task | variant | peak | over the bare loop |\n|---|---|---|---|",
+            peak_memory("resnet50, 64 images", ("bare", "prepared", "prepared_bf16", *PEERS), 2),
+        ),
+        "start": lambda: write("Starting", "| command | median | range |\n|---|---|---|", start_up()),
+    }
+    unknown = set(names) - set(plan)
+    if unknown:
+        sys.exit(f"no such section: {', '.join(sorted(unknown))}; there are {', '.join(plan)}")
+    parts = []
+    for name in names or plan:
+        print(f"measuring {name} ...", flush=True)
+        parts.append(plan[name]())
+        print(parts[-1], flush=True)
+    if not names:
+        about = f"{platform.processor() or platform.machine()}, one thread, torch {torch.__version__}, Python {platform.python_version()}"
+        intro = (__doc__ or "").split("\n\n", 1)[1].strip()
+        PAGE.write_text(f"# Speed and memory\n\nMade by `make bench` on: {about}.\n\n{intro}\n\n" + "\n".join(parts), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
