@@ -6,7 +6,8 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from . import registry
 from .errors import UnknownName
@@ -15,6 +16,7 @@ from .registry import Registry, Spec
 REGISTRIES = {
     r.plural: r for r in (registry.ATTACKS, registry.CORRUPTIONS, registry.DEFENSES, registry.MODELS, registry.DATA, registry.REPORTS)
 }
+BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 
 
 def listing(kind: str) -> str:
@@ -91,13 +93,17 @@ def _described(found: Registry, parsed: Spec, thing: Callable[..., Any]) -> str:
 
 
 def _type(annotation: Any) -> str:
-    """The annotation as one would write it, without its constraints."""
-    text = getattr(annotation, "__name__", None) or str(annotation)
-    if text in ("Annotated", "Literal", "Optional", "Union") or "[" in str(annotation):
-        text = str(annotation)
-    text = re.sub(r"typing\.(Annotated\[(\w+), .*?\)\]\))?", lambda m: m.group(2) or "", text)
-    text = re.sub(r"Annotated\[([\w.]+), [^\]]*\]\)?\]?", r"\1", text)
-    return text.replace("Literal", "one of ")
+    """The annotation as one would say it: `int, at least 1`, `float or none`, `ce, dlr or margin`."""
+    parts = get_args(annotation)
+    if get_origin(annotation) is Annotated:
+        bounds = [bound for extra in parts[1:] for bound in getattr(extra, "metadata", [])]
+        said = [f"{word} {getattr(b, key)}" for b in bounds for key, word in BOUNDS.items() if hasattr(b, key)]
+        return ", ".join([_type(parts[0]), *said])
+    if get_origin(annotation) is Literal:
+        return ", ".join(map(str, parts[:-1])) + f" or {parts[-1]}"
+    if get_origin(annotation) in (Union, UnionType):
+        return " or ".join(_type(part) for part in parts)
+    return "none" if annotation is NoneType else getattr(annotation, "__name__", str(annotation))
 
 
 def summary(thing: Callable[..., Any]) -> str:

@@ -73,10 +73,21 @@ def need_gradients(classifier: Classifier, probe: Images, attacks: list[tuple[st
     if not white:
         return
     x = probe[:1].detach().requires_grad_()
-    with torch.enable_grad():
-        connected = classifier.differentiable and classifier(x).requires_grad
+    reason = ""
+    try:
+        with torch.enable_grad():
+            logits = classifier(x)
+            connected = classifier.differentiable and logits.requires_grad
+            if connected:
+                torch.autograd.grad(logits.sum(), x)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, NotImplementedError) as error:  # an operation without a backward, a graph that does not lead to the image
+        connected, reason = False, f" ({str(error).strip().splitlines()[0]})"
     if not connected:
-        raise ModelError(f"{white[0]} needs gradients, and {classifier.name} has none: use a black-box attack (robust-eval list attacks)")
+        raise ModelError(
+            f"{white[0]} needs gradients, and {classifier.name} has none{reason}: use a black-box attack (robust-eval list attacks)"
+        )
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -217,7 +218,7 @@ def _default_folder(asked: Sequence[object], label: str) -> Path:
     """The same request, the same place."""
     from hashlib import sha256
 
-    return Path("robust-eval-runs") / f"{label}-{sha256(repr(asked).encode()).hexdigest()[:8]}"
+    return Path("robust-eval-runs") / f"{label[:80]}-{sha256(repr(asked).encode()).hexdigest()[:8]}"
 
 
 @contextmanager
@@ -273,7 +274,7 @@ def main() -> None:
         code = 2
     except RobustEvalError as error:
         if debug:
-            raise
+            traceback.print_exc()
         _complain(str(error))
         code = error.exit_code
     except KeyboardInterrupt:
@@ -284,8 +285,6 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except Exception:
-        import traceback
-
         traceback.print_exc()
         _complain("this is a bug in robust-eval: please report it with the lines above")
         code = 4

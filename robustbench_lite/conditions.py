@@ -70,10 +70,8 @@ def jobs(
 
 
 def _size(eps: float | str) -> float:
-    if not isinstance(eps, str):
-        return float(eps)
     try:
-        return number(eps)
+        return number(str(eps))
     except ValueError as error:
         raise UsageError(f"eps: {error}") from None
 

@@ -121,9 +121,12 @@ class Plan:
     budget: int | None = None
     side_by_side: bool = False
 
-    @property
-    def lanes(self) -> int:
-        return getattr(self.attack, "restarts", 1) * max(1, getattr(self.attack, "targets", 0))
+    def targets(self, subject: Subject) -> int:
+        """How many targets are tried, 1 for an attack without: there are no more than other classes."""
+        return max(1, min(getattr(self.attack, "targets", 0), subject.logits.shape[1] - 1))
+
+    def lanes(self, subject: Subject) -> int:
+        return int(getattr(self.attack, "restarts", 1)) * self.targets(subject)
 
 
 @dataclass
@@ -153,7 +156,7 @@ class Lane:
             return -1
         order = subject.logits[0].argsort(descending=True)
         others = order[order != subject.criterion.predict(subject.logits)[0]]
-        return int(others[self.rank % len(others)])
+        return int(others[self.rank])
 
 
 @dataclass(frozen=True)
@@ -226,10 +229,15 @@ class Batch:
         ledger.logits[index] = logits
         ledger.margin[index] = torch.where(holds | torch.tensor(everything, device=margin.device), margin, -torch.inf)
         ledger.fresh[index] = False
-        good = index[holds]
+        nearer, surer = ledger.distance[index] < held.distance[index], margin > held.margin[index]
+        better = holds & (~held.found[index] | (nearer if self.plan.goal == "closest" else surer))
+        good, back = index[better], index[~better & held.found[index]]
         held.found[good] = True
         held.x[good], held.logits[good] = ledger.best[good], ledger.logits[good]
         held.margin[good], held.distance[good] = ledger.margin[good], ledger.distance[good]
+        # what did not hold, or is less than it seemed, must not displace what was settled before
+        ledger.best[back], ledger.logits[back] = held.x[back], held.logits[back]
+        ledger.margin[back], ledger.distance[back] = held.margin[back], held.distance[back]
 
     def finished(self) -> Tensor:
         """(B,) lanes that have nothing left to do."""
@@ -242,10 +250,16 @@ class Batch:
         """(B,) lanes whose image another lane has decided."""
         return torch.tensor([lane.account.closed for lane in self.lanes], device=self.state.x.device)
 
-    def last_words(self) -> None:
-        """The final iterate counts too, and so does what only the prepared model thought unbroken."""
-        self.oracle.ask(self.state.x, self.plan.given)
-        self.settle(everything=self.plan.search.prepared or self.plan.goal == "full")
+    def last_words(self, ask: bool) -> None:
+        """What only the prepared model thought unbroken counts too, and so does (`ask`) the final iterate.
+
+        In this order: the two models' margins do not compare, so the final iterate must meet one that is settled.
+        """
+        everything = self.plan.search.prepared or self.plan.goal == "full"
+        self.settle(everything)
+        if ask:
+            self.oracle.ask(self.state.x, self.plan.given)
+            self.settle(everything)
 
     def take(self, rows: Selection) -> Batch:
         mask = rows.tolist() if isinstance(rows, Tensor) else [True] * len(self.lanes)
@@ -296,12 +310,12 @@ class Queue:
             lanes.append(self._open(self.waiting.popleft()))
         if self.plan.side_by_side:
             for account in list(self.active.values()):
-                while len(lanes) < room and account.opened < self.plan.lanes:
+                while len(lanes) < room and account.opened < self.plan.lanes(account.subject):
                     lanes.append(self._open(account))
         return lanes
 
     def _open(self, account: Account) -> Lane:
-        restart, rank = divmod(account.opened, max(1, getattr(self.plan.attack, "targets", 0)))
+        restart, rank = divmod(account.opened, self.plan.targets(account.subject))
         account.opened += 1
         account.running += 1
         self.active[id(account)] = account
@@ -313,7 +327,7 @@ class Queue:
         account.running -= 1
         if account.found.broken is None or (account.found.broken and self.plan.goal == "first"):
             account.closed = True  # its other lanes leave at the next look
-        if account.running == 0 and not account.closed and account.opened < self.plan.lanes:
+        if account.running == 0 and not account.closed and account.opened < self.plan.lanes(account.subject):
             del self.active[id(account)]
             self.waiting.append(account)
 
@@ -349,11 +363,10 @@ def _let_go(batch: Batch, queue: Queue) -> Batch | None:
         leaving = batch.take(done)
         unasked = ~leaving.held.found if batch.plan.goal == "first" else torch.ones_like(leaving.held.found)
         unasked = unasked & (leaving.oracle.ledger.trouble == FINE) & ~leaving.oracle.spent() & ~leaving.cancelled()
-        for rows, last_words in ((unasked, True), (~unasked, False)):
+        for rows, ask in ((unasked, True), (~unasked, False)):
             if rows.any():
                 part = leaving.take(rows)
-                if last_words:
-                    part.last_words()
+                part.last_words(ask)
                 for lane, finding in part.findings():
                     queue.ended(lane, finding)
         if done.all():

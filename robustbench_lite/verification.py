@@ -41,7 +41,7 @@ def verify(run: str | Path, model: nn.Module | None = None, progress: Callable[[
         model: the model, where the run was started from Python with a model that has no name.
 
     Raises:
-        UsageError: not a run, or a model that cannot be had by name.
+        UsageError: not a run, one that kept no witnesses, or a model that cannot be had by name.
         RunMismatch: the model is not the one that was evaluated.
     """
     result = read_run(run)
@@ -54,6 +54,8 @@ def verify(run: str | Path, model: nn.Module | None = None, progress: Callable[[
     conditions = {c.name: c for c in result.conditions if c.kind == "attack"}
     claimed = [v for v in result.verdicts if v.condition in conditions and v.broken and v.broken_by != "clean"]
     kept = [v for v in claimed if v.witness]
+    if claimed and not kept:
+        raise UsageError(f"{run} kept no witness of its {len(claimed)} broken images: run it again with --witnesses")
     clean = read_image_digests(Path(run))
     failures = []
     with frozen(classifier), torch.no_grad():
@@ -73,6 +75,8 @@ def _fault(result: Result, condition: Condition, verdict: Verdict, classifier: C
     except ValueError as error:
         return str(error)
     assert witness is not None
+    if witness.clean.shape != witness.adversarial.shape or witness.adversarial.dtype != torch.float32:
+        return "its two images are not of one shape and in float32"
     if image_digest(witness.clean) != clean:
         return "its clean image is not the one that was evaluated"
     # in double precision, so that the check's own rounding does not decide

@@ -181,7 +181,8 @@ class NanWhereBright(Brightness):
 class NanGradient(Brightness):
     def forward(self, x: Tensor) -> Tensor:
         # the square root of zero has an infinite slope, and a factor of zero makes it NaN
-        return super().forward(x) + 0 * (0.56 - x.amax((1, 2, 3))).clamp(min=0).sqrt()[:, None]
+        brightest = x.amax((1, 2, 3))
+        return super().forward(x) + 0 * (brightest * (brightest < 0.56)).sqrt()[:, None]
 
 
 def test_a_nan_makes_its_row_undecided_and_no_witness() -> None:
