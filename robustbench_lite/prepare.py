@@ -147,7 +147,7 @@ def _fold(model: nn.Module, pairs: list[tuple[str, str]]) -> None:
 
 
 def _micro_batch(model: nn.Module, probe: Images) -> int | None:
-    """The largest power of two of images whose largest activation stays under CACHE."""
+    """The largest power of two of images whose largest activation is smaller than CACHE."""
     largest = 0
 
     def look(_: nn.Module, __: Any, output: Any) -> None:
@@ -165,4 +165,4 @@ def _micro_batch(model: nn.Module, probe: Images) -> int | None:
     finally:
         for handle in handles:
             handle.remove()
-    return 1 << max(0, (CACHE // largest).bit_length() - 1) if largest else None
+    return 1 << max(0, ((CACHE - 1) // largest).bit_length() - 1) if largest else None
