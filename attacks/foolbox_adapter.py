@@ -2,6 +2,7 @@
 
 import inspect
 import random
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ from robustbench_lite.oracle import WholeModel
 from robustbench_lite.registry import Spec, attack
 from robustbench_lite.scheduler import State
 from robustbench_lite.streams import Streams
+
+POWERS = {"linf": float("inf"), "l2": 2, "l1": 1, "l0": 0}
 
 
 @attack("foolbox")
@@ -55,11 +58,14 @@ class Foolbox:
 
     @property
     def norms(self) -> tuple[str, ...]:
-        distance = str(getattr(self.build(), "distance", "")).removeprefix("LpDistance(").rstrip(")")
-        return {"inf": ("linf",), "2": ("l2",), "1": ("l1",), "0": ("l0",)}.get(distance, ("linf", "l2", "l1", "l0"))
+        try:
+            distance = self.build().distance
+        except (AttributeError, ValueError):  # it has none of its own
+            return tuple(POWERS)
+        return tuple(norm for norm, power in POWERS.items() if power == distance.p)
 
-    def build(self) -> Any:
-        """The attack, its parameters read as the types of their defaults.
+    def build(self, norm: str | None = None) -> Any:
+        """The attack, its parameters read as what they look like; one that works under any norm is told which.
 
         Raises:
             UnknownName, BadSpec: no such attack, no such parameter, or a value it does not take.
@@ -73,6 +79,8 @@ class Foolbox:
             if key not in signature.parameters:
                 raise BadSpec(f"foolbox:{self.attack} has no parameter {key!r}{did_you_mean(key, signature.parameters)}")
             values[key] = _value(text)
+        if norm is not None and "distance" in signature.parameters:
+            values["distance"] = _library().distances.LpDistance(POWERS[norm])
         try:
             return known[self.attack](**values)
         except (TypeError, ValueError) as error:
@@ -84,11 +92,14 @@ class Foolbox:
         return f"{self.attack}{inspect.signature(made)}\n{inspect.getdoc(made) or ''}"
 
     def start(self, oracle: WholeModel, draw: Streams) -> State:
-        import foolbox
-
-        model = foolbox.PyTorchModel(_Counted(oracle), bounds=(0, 1), device=oracle.origin.device)
+        model = _library().PyTorchModel(_Counted(oracle), bounds=(0, 1), device=oracle.origin.device)
         with _own_random_state(draw.seeds("foolbox")[0]):
-            found, _, _ = self.build()(model, oracle.origin, _criterion(oracle), epsilons=float(oracle.threat.eps))
+            try:
+                found, _, _ = self.build(oracle.threat.norm)(model, oracle.origin, _criterion(oracle), epsilons=float(oracle.threat.eps))
+            except ValueError as error:
+                if "criterion" not in str(error):
+                    raise
+                raise BadSpec(f"foolbox:{self.attack} cannot be aimed at a target: {error}") from error
         return State.at(oracle.origin if found is None else found.detach())
 
     def step(self, oracle: WholeModel, state: State, draw: Streams) -> State:
@@ -107,14 +118,19 @@ class _Counted(nn.Module):
         return self.oracle.answer(x)
 
 
+def _library() -> Any:
+    """foolbox, imported on first use and without the warnings that its own old imports cause."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        import foolbox
+    return foolbox
+
+
 def names() -> dict[str, Any]:
     """All attacks of the installed foolbox that can be named alone, by their names there."""
-    import foolbox
-    from foolbox.attacks.base import Attack
-
-    found = {}
-    for name, thing in vars(foolbox.attacks).items():
-        if inspect.isclass(thing) and issubclass(thing, Attack) and not inspect.isabstract(thing):
+    attacks, found = _library().attacks, {}
+    for name, thing in vars(attacks).items():
+        if inspect.isclass(thing) and issubclass(thing, attacks.base.Attack) and not inspect.isabstract(thing):
             required = [
                 p for p in inspect.signature(thing).parameters.values() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD
             ]
@@ -136,13 +152,12 @@ def _value(text: str) -> Any:
 
 
 def _criterion(oracle: WholeModel) -> Any:
-    import foolbox
-
+    criteria = _library().criteria
     match oracle.criterion:
         case Misclassified(labels):
-            return foolbox.criteria.Misclassification(labels)
+            return criteria.Misclassification(labels)
         case Targeted(_, target):
-            return foolbox.criteria.TargetedMisclassification(target)
+            return criteria.TargetedMisclassification(target)
         case other:
             raise BadSpec(f"foolbox's attacks know classes only, not {type(other).__name__}")
 

@@ -31,6 +31,11 @@ def checked(image: Tensor, sample_id: str) -> Tensor:
     return image.float()
 
 
+def size_text(image: Tensor) -> str:
+    """`3x32x32`"""
+    return "x".join(map(str, image.shape))
+
+
 def first_answer(classifier: Classifier, probe: Images, labels: Tensor) -> Logits:
     """The model's logits on a few images, once it has been seen to take them and to answer with a class for every label.
 
@@ -41,7 +46,10 @@ def first_answer(classifier: Classifier, probe: Images, labels: Tensor) -> Logit
     training = next((name or type(module).__name__ for name, module in classifier.named_modules() if module.training), None)
     if training is not None:
         raise ModelError(f"{training} of {classifier.name} is in training mode: call .eval() on the model first")
-    shape = "x".join(map(str, probe.shape[1:]))
+    shape = size_text(probe[0])
+    for values in (classifier.mean, classifier.std):  # which broadcasting would make three channels of one
+        if values is not None and len(values) > 1 and len(values) != probe.shape[1]:
+            raise ModelError(f"{classifier.name} does not take {shape} images: it is normalised for {len(values)} channels")
     try:
         with torch.no_grad():
             logits: Any = classifier(probe)
@@ -88,6 +96,16 @@ def need_gradients(classifier: Classifier, probe: Images, attacks: list[tuple[st
         raise ModelError(
             f"{white[0]} needs gradients, and {classifier.name} has none{reason}: use a black-box attack (robust-eval list attacks)"
         )
+
+
+@contextmanager
+def moved(model: Classifier, device: torch.device) -> Iterator[Classifier]:
+    """The model on a device for as long as this lasts, then where it was: it may be the caller's."""
+    home = model.device
+    try:
+        yield model.to(device)
+    finally:
+        model.to(home)
 
 
 @contextmanager

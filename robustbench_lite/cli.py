@@ -268,7 +268,7 @@ def main() -> None:
         sys.exit(0)
     debug = "--debug" in sys.argv
     try:
-        code = app()
+        code = app(sys.argv[1:])
     except CycloptsError as error:
         _complain(f"{error} (robust-eval --help lists the options)")
         code = 2

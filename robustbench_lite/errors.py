@@ -65,8 +65,9 @@ class UnknownName(UsageError):
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`": did you mean 'pgd'?"` where something comes near, else a list of what there is (at most twelve)."""
     names = sorted(known)
-    near = difflib.get_close_matches(word.lower(), names, n=3, cutoff=0.5)
+    by_lower = {name.lower(): name for name in names}
+    near = difflib.get_close_matches(word.lower(), by_lower, n=3, cutoff=0.5)
     if near:
-        return f": did you mean {' or '.join(map(repr, near))}?"
+        return f": did you mean {' or '.join(repr(by_lower[name]) for name in near)}?"
     shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
     return f" (there is: {shown or 'nothing'})"

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import nn
 
-from .checks import frozen
+from .checks import frozen, moved
 from .classifier import Classifier
 from .conditions import Target, jobs
 from .data import default_for, load_data
 from .engines import local
 from .errors import UsageError
-from .labelled import LabelledImages, from_loader
+from .labelled import LabelledImages, from_arrays, from_loader
 from .models import load_model
 from .results import Condition, Goal, Result
 from .scheduler import Attack
@@ -58,8 +59,8 @@ def evaluate(
         model: a name (`resnet50`, `timm:convnext_tiny`, `file.py:build`), a `Classifier`, or a module in eval mode that takes images
             in [0, 1].
         attacks: spec strings such as `pgd:steps=100`, or attacks.
-        data: a spec (`imagenet`, `imagefolder:/path`), what `load_data` returns, or a loader of (images, labels) batches in [0, 1].
-            None: the model's own.
+        data: a spec (`imagenet`, `imagefolder:/path`), what `load_data` returns, a tuple of two arrays (images, labels), or a loader of
+            (images, labels) batches; images in [0, 1]. None: the model's own.
         eps: one or several radii, in [0, 1] pixel units (`8/255` as text is fine). None: the usual one of the data set.
         norm: linf, l2, l1 or l0. None: each attack's first.
         target: a class that every image is driven to, or `least-likely`; images that have this label are left out. None: any wrong class.
@@ -85,7 +86,8 @@ def evaluate(
         UsageError: the model, the data or an option cannot be used; nothing was evaluated.
         InvalidEvaluation: the evaluation began and cannot be trusted or kept (unreadable images, a full disk, NaN everywhere).
     """
-    _check_options(limit, batch_size, query_budget, witnesses, seed)
+    _check_numbers(limit, batch_size, query_budget, witnesses, seed)
+    _check_words(goal, precision, batch_size, witnesses, on_bad_image)
     classifier = load_model(model) if isinstance(model, str) else model if isinstance(model, Classifier) else Classifier(model)
     source = default_for(classifier) if data is None else data
     images = _images(source, classifier, limit, seed)
@@ -143,8 +145,10 @@ def evaluate(
         "sessions": [{"started": _now(), "shuffle_seed": shuffle_seed}],
     }
     folder = None if out is None else Path(out)
-    with Store(folder, config, fresh=fresh) as store, explained(folder), frozen(classifier):
-        session = Session(classifier.to(where), images, planned, store, options, progress or (lambda *_: None))
+    if folder is not None:
+        _make(folder)
+    with Store(folder, config, fresh=fresh) as store, explained(folder), frozen(classifier), moved(classifier, where):
+        session = Session(classifier, images, planned, store, options, progress or (lambda *_: None))
         try:
             session.run()
         finally:
@@ -156,11 +160,16 @@ def evaluate(
 def _images(source: Any, classifier: Classifier, limit: int | None, seed: int) -> LabelledImages:
     if isinstance(source, str):
         return load_data(source, limit=limit, seed=seed, preprocess=classifier.preprocess)
-    images = source if isinstance(source, LabelledImages) else from_loader(source)
+    if isinstance(source, LabelledImages):
+        images = source
+    elif isinstance(source, tuple) and len(source) == 2:
+        images = from_arrays(*source)
+    else:
+        images = from_loader(source)
     return images if limit is None else images.subset(limit, seed)
 
 
-def _check_options(limit: int | None, batch_size: object, query_budget: int | None, witnesses: object, seed: int) -> None:
+def _check_numbers(limit: int | None, batch_size: object, query_budget: int | None, witnesses: object, seed: int) -> None:
     for name, value, least in (
         ("limit", limit, 1),
         ("batch size", batch_size, 1),
@@ -170,6 +179,32 @@ def _check_options(limit: int | None, batch_size: object, query_budget: int | No
     ):
         if isinstance(value, int) and value < least:
             raise UsageError(f"the {name} must be {least} or more, got {value}")
+
+
+def _check_words(goal: object, precision: object, batch_size: object, witnesses: object, on_bad_image: object) -> None:
+    for name, value, words in (
+        ("goal", goal, get_args(Goal)),
+        ("precision", precision, get_args(Precision)),
+        ("batch size", batch_size, ("auto",)),
+        ("number of witnesses", witnesses, ("all", "none")),
+        ("way with bad images", on_bad_image, ("fail", "undecided")),
+    ):
+        if not isinstance(value, int) and value not in words:
+            raise UsageError(f"the {name} must be {' or '.join(words)}, got {value!r}")
+
+
+def _make(folder: Path) -> None:
+    """Have the folder before anything is computed for it.
+
+    Raises:
+        UsageError: it cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be the run's folder ({error.strerror}): choose another --out") from error
+    if not os.access(folder, os.W_OK):
+        raise UsageError(f"{folder} cannot be written to: choose another --out")
 
 
 def _versions() -> dict[str, str]:

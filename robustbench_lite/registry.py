@@ -20,6 +20,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from importlib.metadata import entry_points
+from math import isfinite
 from typing import Any, TypeVar, get_type_hints
 
 from .errors import BadSpec, RobustEvalError, UnknownName, did_you_mean
@@ -203,13 +204,16 @@ def _read(annotation: Any, text: str, where: str) -> Any:
             value = number(text)
         except ValueError as error:
             raise BadSpec(f"{where}: {error}") from None
-    if text == "none":
+    if text.lower() == "none":
         value = None if "None" in str(annotation) else text
     try:
-        return TypeAdapter(annotation).validate_python(value)
+        read = TypeAdapter(annotation).validate_python(value)
     except ValidationError as error:
         reason = error.errors()[0]["msg"][:1].lower() + error.errors()[0]["msg"][1:]
         raise BadSpec(f"{where}={text}: {reason}") from None
+    if isinstance(read, float) and not isfinite(read):
+        raise BadSpec(f"{where}={text}: input should be a finite number")
+    return read
 
 
 ATTACKS = Registry("attack", ("robustbench_lite.attacks",), "robustbench_lite.attacks")

@@ -144,7 +144,7 @@ def table_row(condition: Condition, verdicts: Sequence[Verdict], model: str, dat
     low, high = wilson(correct, n)
     paid = verdicts if condition.kind == "clean" else [v for v in verdicts if v.broken_by != "clean" and v.forwards > 0]
     wrong_when_clean = sum(v.broken_by == "clean" for v in verdicts)
-    attackable = n - wrong_when_clean
+    attackable = n - wrong_when_clean - sum(v.clean_prediction is None for v in verdicts)
     distances = [v.distance if v.broken else math.inf for v in verdicts]
     return {
         "model": model, "data": data, "condition": condition.name, "kind": condition.kind, "norm": condition.norm,

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .checks import checked, first_answer, need_gradients
+from .checks import checked, first_answer, need_gradients, size_text
 from .classifier import Classifier, Logits
 from .conditions import Job, clean_criterion, criterion
 from .criteria import Criterion, Targeted
@@ -85,6 +85,7 @@ class Session:
         ids, options = self.images.ids, self.options
         self.position = {key: i for i, key in enumerate(ids)}
         self.order = sorted(ids, key=lambda key: drawn(options.shuffle_seed, "order", key))
+        self.shape: torch.Size | None = None  # of every image, once the first few were seen
         self.keep = set(sorted(ids, key=lambda key: drawn(options.seed, "witness", key))[: options.witnesses])
 
     def run(self) -> None:
@@ -108,14 +109,21 @@ class Session:
                     raise
             if len(found) == 4:
                 break
-        shapes = sorted({"x".join(map(str, image.shape)) for image in found})
+        self.shape = found[0].shape
+        shapes = sorted({size_text(image) for image in found})
         if len(shapes) > 1:
             raise DataError(f"the images differ in size ({', '.join(shapes)}): bring them to one with --size")
         return torch.stack(found).to(self.options.device)
 
     def _prepare(self, probe: Tensor) -> None:
         options = self.options
-        first_answer(self.classifier, probe, torch.tensor(self.images.labels))
+        labels = torch.tensor(self.images.labels, device=options.device)
+        logits = first_answer(self.classifier, probe, labels)
+        for job in self.planned:
+            criterion(labels[: len(logits)], job.target, logits)  # refuses a target that the model does not have
+        if labels.dim() == 1 and self.images.classes not in (None, logits.shape[1]):
+            counts = f"{self.classifier.name} has {logits.shape[1]} classes and {self.images.name} {self.images.classes}"
+            self.notes.append(f"{counts}: do their labels mean the same?")
         need_gradients(self.classifier, probe, [(str(job.condition.attack), job.attack) for job in self.planned])
         size = options.batch_size
         self.batch_size = local.pick_batch_size(probe[0].numel(), options.device) if size == "auto" else size
@@ -131,7 +139,10 @@ class Session:
         self.about["batch_size"] = self.batch_size
 
     def _load(self, sample_id: str) -> Tensor:
-        return checked(self.images[self.position[sample_id]][0], sample_id)
+        image = checked(self.images[self.position[sample_id]][0], sample_id)
+        if self.shape is not None and image.shape != self.shape:
+            raise DataError(f"image {sample_id} is {size_text(image)} and others are not: bring them to one size with --size")
+        return image
 
     def _labels(self, ids: Iterable[str]) -> Tensor:
         """(B,) or (B, K)."""

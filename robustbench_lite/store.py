@@ -56,30 +56,33 @@ class Store:
             return
         with explained(folder):
             folder.mkdir(parents=True, exist_ok=True)
+            _refuse_foreign(folder)  # before anything is written to it or cleared
             self._lock = _locked(folder)
-            if fresh:
-                _clear(folder)
-            self._check_identity()
-            self._database = sqlite3.connect(folder / "results.sqlite")
-            self._database.execute("PRAGMA journal_mode=WAL")
-            self._database.execute("PRAGMA synchronous=NORMAL")
-            self._database.executescript(SCHEMA)
-            self.write_config()
+            try:
+                self._open(folder, fresh)
+            except BaseException:
+                self._lock.close()  # whoever catches the error may keep it, and this object with it
+                raise
 
-    def _check_identity(self) -> None:
-        assert self.folder is not None
-        path = self.folder / "run.json"
-        if not path.exists():
-            foreign = sorted(p.name for p in self.folder.iterdir() if p.name not in OURS)
-            if foreign:
-                raise RunMismatch(f"{self.folder} holds other files ({', '.join(foreign[:3])}): name an empty or new folder with --out")
+    def _open(self, folder: Path, fresh: bool) -> None:
+        if fresh:
+            _clear(folder)
+        self._check_identity(folder)
+        self._database = sqlite3.connect(folder / "results.sqlite")
+        self._database.execute("PRAGMA journal_mode=WAL")
+        self._database.execute("PRAGMA synchronous=NORMAL")
+        self._database.executescript(SCHEMA)
+        self.write_config()
+
+    def _check_identity(self, folder: Path) -> None:
+        if not (folder / "run.json").exists():
             return
-        before = read_config(self.folder)
+        before = read_config(folder)
         mine, theirs = self.config["identity"], before["identity"]
         for key in mine | theirs:
             if mine.get(key) != theirs.get(key):
                 was, now = (json.dumps(identity.get(key))[:80] for identity in (theirs, mine))
-                differ = f"{self.folder} is a run with another {key} ({was} there, {now} here)"
+                differ = f"{folder} is a run with another {key} ({was} there, {now} here)"
                 raise RunMismatch(f"{differ}: choose another --out, or --fresh to start over")
         self.config = {**self.config, "created": before["created"], "sessions": before["sessions"] + self.config["sessions"]}
 
@@ -151,10 +154,12 @@ def explained(folder: Path | None) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
+        if "malformed" in str(error) or "not a database" in str(error):
+            raise RunMismatch(f"{folder}/results.sqlite is damaged ({error}): start over with --fresh") from error
+        if "unable to open" in str(error):
+            raise UsageError(f"{folder}/results.sqlite cannot be opened: see that the folder can be read and written") from error
         if "disk" in str(error) or "readonly" in str(error):
             raise InvalidEvaluation(_full(folder, str(error))) from error
-        if isinstance(error, sqlite3.DatabaseError) and ("malformed" in str(error) or "not a database" in str(error)):
-            raise RunMismatch(f"{folder}/results.sqlite is damaged ({error}): start over with --fresh") from error
         raise
     except OSError as error:
         if error.errno in DISK_ERRORS:
@@ -195,7 +200,7 @@ def read_run(folder: str | Path) -> Result:
     folder = Path(folder)
     config = read_config(folder)
     with explained(folder):
-        database = sqlite3.connect(f"file:{folder / 'results.sqlite'}?mode=ro", uri=True)
+        database = _read_only(folder)
         try:
             return _result(database, config, folder, {})
         finally:
@@ -204,11 +209,15 @@ def read_run(folder: str | Path) -> Result:
 
 def read_image_digests(folder: Path) -> dict[str, str]:
     """SHA-256 of every clean image, as the run saw it."""
-    database = sqlite3.connect(f"file:{folder / 'results.sqlite'}?mode=ro", uri=True)
+    database = _read_only(folder)
     try:
         return dict(database.execute("SELECT sample_id, image FROM samples"))
     finally:
         database.close()
+
+
+def _read_only(folder: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"{(folder / 'results.sqlite').resolve().as_uri()}?mode=ro", uri=True)
 
 
 def _result(
@@ -243,6 +252,13 @@ def _verdict(row: Iterable[Any]) -> Verdict:
     if values["broken"] is not None:
         values["broken"] = bool(values["broken"])
     return Verdict(**values)
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Raise RunMismatch where a folder that is no run holds something."""
+    foreign = sorted(p.name for p in folder.iterdir() if p.name not in OURS)
+    if foreign and not (folder / "run.json").exists():
+        raise RunMismatch(f"{folder} holds other files ({', '.join(foreign[:3])}): name an empty or new folder with --out")
 
 
 def _locked(folder: Path) -> sqlite3.Connection:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded: threads that spin starve each other
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -118,3 +120,7 @@ def streams() -> Callable[..., Streams]:
         return Streams(seed, condition, [(f"image {first + i}", restart) for i in range(count)], steps, torch.device("cpu"))
 
     return made
+
+
+sys.path.append(str(Path(__file__).parent))  # for what several test files import
+pytest_plugins = ["cli_fixture"]

@@ -47,7 +47,7 @@ def greys(count: int, value: float = 0.4) -> Tensor:
 
 @dataclass(frozen=True)
 class Scripted:
-    """Visits images of these grey values, one a step, starting from the clean one. It asks about other images, about its own, or not at all."""
+    """Visits images of these grey values, one a step. It asks about other images, about its own, or not at all."""
 
     values: tuple[float, ...]
     asks: str = "nothing"
@@ -387,9 +387,7 @@ def test_each_image_is_read_when_its_turn_comes(net: Any, pictures: Any) -> None
         read.append(i)
         return x[i]
 
-    waiting = [
-        Subject(str(i), lambda i=i: image(i), Misclassified(model(x[i : i + 1]).argmax(1)), model(x[i : i + 1])) for i in range(12)
-    ]
+    waiting = [Subject(str(i), lambda i=i: image(i), Misclassified(model(x[i : i + 1]).argmax(1)), model(x[i : i + 1])) for i in range(12)]
     from robustbench_lite.registry import ATTACKS
 
     going = run(Plan(ATTACKS.build("pgd:steps=3"), ball("linf", 1e-4), "c", passes, passes), waiting, 4)

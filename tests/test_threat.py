@@ -59,7 +59,9 @@ def test_a_projection_lies_in_the_ball_and_in_the_box_and_stays(norm: str, data:
     assert torch.equal(origin, before[1])
     assert projected.min() >= 0
     assert projected.max() <= 1
-    assert (lengths(norm, projected.double() - origin.double()) <= np.broadcast_to(threat.eps.double().numpy() * 1.00001 + 1e-7, len(x))).all()
+    assert (
+        lengths(norm, projected.double() - origin.double()) <= np.broadcast_to(threat.eps.double().numpy() * 1.00001 + 1e-7, len(x))
+    ).all()
     assert threat.contains(projected, origin).all()
     assert (threat.project(projected, origin) - projected).abs().max() <= 1e-6
 
