@@ -50,7 +50,9 @@ class PGD:
 
     def step(self, oracle: WhiteBox, state: Moving, draw: Streams) -> Moving:
         _, gradient = oracle.gradient(state.x, self.loss)
-        length = gradient.flatten(1).abs().sum(1).clamp(min=1e-30)
-        velocity = self.momentum * state.velocity + gradient / per_sample(length, gradient)
+        velocity = gradient
+        if self.momentum:
+            length = gradient.flatten(1).abs().sum(1).clamp(min=1e-30)
+            velocity = self.momentum * state.velocity + gradient / per_sample(length, gradient)
         ascent = oracle.threat.ascent(velocity, self.step_size or oracle.threat.usual_share(self.steps))
         return state.moved(oracle.threat.project(state.x + ascent, oracle.origin), velocity=velocity)

@@ -43,7 +43,9 @@ def first_answer(classifier: Classifier, probe: Images, labels: Tensor) -> Logit
         ModelError: it does not.
         InvalidEvaluation: all its answers are NaN.
     """
-    training = next((name or type(module).__name__ for name, module in classifier.named_modules() if module.training), None)
+    # a frozen TorchScript module has no such flag
+    modules = classifier.named_modules()
+    training = next((name or type(module).__name__ for name, module in modules if getattr(module, "training", False)), None)
     if training is not None:
         raise ModelError(f"{training} of {classifier.name} is in training mode: call .eval() on the model first")
     shape = size_text(probe[0])

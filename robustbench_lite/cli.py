@@ -36,6 +36,7 @@ app = App(
     exit_on_error=False,
     print_error=False,
     result_action="return_value",
+    suppress_keyboard_interrupt=False,  # an interrupted run says that it can go on
 )
 MODEL = Group("Model", sort_key=1)
 DATA = Group("Data", sort_key=2)

@@ -149,20 +149,15 @@ class Labels:
         ledger.trouble = torch.where((ledger.trouble == FINE) & ~finite, BAD_LOGITS, ledger.trouble)
         margin = self.criterion.margin(logits)
         candidate = finite & within_budget & ((margin > 0) if self._goal == "closest" else (margin > ledger.margin))
-        rows = candidate.nonzero()[:, 0]
-        if not len(rows):
+        if not candidate.any():
             return
-        images, origin, threat = x[rows].detach(), self.origin[rows], self.threat.take(rows)
-        distance = threat.distance(images, origin)
-        better = threat.contains(images, origin)
+        x = x.detach()
+        distance = self.threat.distance(x, self.origin)
+        better = candidate & self.threat.allows(x, distance)
         if self._goal == "closest":
-            better &= (distance < ledger.distance[rows]) | (ledger.margin[rows] <= 0)
-        rows, images = rows[better], images[better]
-        ledger.best[rows] = images
-        ledger.logits[rows] = logits[rows]
-        ledger.margin[rows] = margin[rows]
-        ledger.distance[rows] = distance[better]
-        ledger.fresh[rows] = True
+            better &= (distance < ledger.distance) | (ledger.margin <= 0)
+        ledger.best[better], ledger.logits[better] = x[better], logits[better]
+        ledger.margin[better], ledger.distance[better], ledger.fresh[better] = margin[better], distance[better], True
 
 
 class Scores(Labels):
@@ -196,8 +191,8 @@ class WhiteBox(Scores):
         return logits, self._finite(gradients)
 
     def _finite(self, gradient: Tensor) -> Tensor:
-        fine = torch.linalg.vector_norm(gradient.flatten(1), torch.inf, dim=1).isfinite()
-        if not fine.all():
+        if not gradient.sum().isfinite():  # one pass over the pixels; which row it was is asked only then
+            fine = gradient.isfinite().flatten(1).all(1)
             self.ledger.trouble = torch.where((self.ledger.trouble == FINE) & ~fine, BAD_GRADIENT, self.ledger.trouble)
             gradient = torch.where(fine.view(-1, *(1,) * (gradient.dim() - 1)), gradient, torch.zeros_like(gradient))
         return gradient

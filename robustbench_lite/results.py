@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -105,14 +105,12 @@ def worst_case(conditions: Sequence[Condition], verdicts: Iterable[Verdict]) -> 
         for rows in samples.values():
             first = next((v for v in rows if v.broken), None) or next((v for v in rows if v.broken is None), rows[0])
             worst_verdicts.append(
-                Verdict(
-                    **{f: getattr(first, f) for f in VERDICT_FIELDS}
-                    | {
-                        "condition": name,
-                        "forwards": sum(v.forwards for v in rows),
-                        "backwards": sum(v.backwards for v in rows),
-                        "steps": sum(v.steps for v in rows),
-                    }
+                replace(
+                    first,
+                    condition=name,
+                    forwards=sum(v.forwards for v in rows),
+                    backwards=sum(v.backwards for v in rows),
+                    steps=sum(v.steps for v in rows),
                 )
             )
     return worst_conditions, worst_verdicts

@@ -138,10 +138,6 @@ def test_a_target_is_reached(net: Any, pictures: Any, spec: str, norm: str) -> N
     waiting = [Subject(str(i), lambda i=i: x[i], rules.take(slice(i, i + 1)), logits[i : i + 1]) for i in range(6)]
     passes = Passes(model)
     plan = Plan(ATTACKS.build(spec), ball(norm, 4 * EPS[norm]), "c", passes, passes)
-    if "DeepFool" in spec:  # it has no targeted form
-        with pytest.raises(BadSpec, match="L2DeepFoolAttack cannot be aimed at a target"):
-            next(run(plan, waiting, 1))
-        return
     found = sorted((f for part in run(plan, waiting, 6 if (spec, norm) in STEPPED else 1) for f in part), key=lambda f: f.id)
     reached = [f for f in found if f.broken]
     assert reached
@@ -167,10 +163,9 @@ WEIGHT = torch.randn(48, generator=torch.Generator().manual_seed(3))
 DUAL = {"linf": WEIGHT.abs().sum(), "l2": WEIGHT.norm(), "l1": WEIGHT.abs().max()}
 DISTANCE = {"linf": 0.2, "l2": 0.3, "l1": 0.3}
 LINEAR = [
-    ("pgd", "linf"), ("pgd", "l2"), ("pgd", "l1"), ("pgd:momentum=0.75", "linf"), ("pgd:loss=dlr", "l2"),
-    ("pgd:loss=margin", "l1"),
-    ("bim", "linf"), ("bim", "l2"), ("bim", "l1"), ("fgsm", "linf"), ("fgsm", "l2"), ("fgsm", "l1"), ("foolbox:LinfPGD:rel_stepsize=0.1", "linf"),
-    ("foolbox:L2DeepFoolAttack", "l2"),
+    ("pgd", "linf"), ("pgd", "l2"), ("pgd", "l1"), ("pgd:momentum=0.75", "linf"), ("pgd:loss=dlr", "l2"), ("pgd:loss=margin", "l1"),
+    ("bim", "linf"), ("bim", "l2"), ("bim", "l1"), ("fgsm", "linf"), ("fgsm", "l2"), ("fgsm", "l1"),
+    ("foolbox:LinfPGD:rel_stepsize=0.1", "linf"), ("foolbox:L2DeepFoolAttack", "l2"),
 ]  # fmt: skip
 
 
@@ -260,6 +255,15 @@ def test_foolboxs_attacks_are_found_by_name_and_their_parameters_checked() -> No
         ATTACKS.build("foolbox:LinfPGD:step=5")
     with pytest.raises(BadSpec, match="say which attack of foolbox"):
         ATTACKS.build("foolbox")
+
+
+def test_an_attack_of_foolbox_without_a_targeted_form_says_so(net: Any, pictures: Any) -> None:
+    model, x = net(), pictures(1)
+    rule = Targeted(torch.tensor([0]), torch.tensor([1]))
+    passes = Passes(model)
+    plan = Plan(ATTACKS.build("foolbox:FGSM"), ball("linf", 0.1), "c", passes, passes)
+    with pytest.raises(BadSpec, match="foolbox:FGSM cannot be aimed at a target"):
+        next(run(plan, [Subject("a", lambda: x[0], rule, model(x))], 1))
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.5), ("l2", 4.0), ("l1", 60.0), ("l0", 192.0)])

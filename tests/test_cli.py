@@ -48,7 +48,7 @@ def test_the_first_run_and_what_it_leaves_behind(robust_eval: CommandLine, insid
     samples = robust_eval.samples(run)
     assert tuple(samples[0]) == VERDICT_FIELDS
     assert len(samples) == 300
-    broken = [s for s in robust_eval.samples(run, "pgd[linf,0.15]") if s["broken"] == "True" and s["broken_by"] != "clean"]
+    broken = [s for s in robust_eval.samples(run, "pgd[linf,0.15]") if s["broken"] == "true" and s["broken_by"] != "clean"]
     assert len(broken) == int(rows["clean"]["correct"]) - int(attacked["correct"])
     assert len(list((run / "witnesses").glob("*.safetensors"))) == len(broken) == sum(bool(s["witness"]) for s in broken)
 
@@ -148,7 +148,7 @@ def test_a_first_pass_in_bfloat16_loses_nothing(robust_eval: CommandLine, inside
         assert "note: this processor does not compute in bfloat16" in ran.out
         return
     exact, rough = (robust_eval.samples(run, "pgd:steps=10[linf,0.05]") for run in ("fp32", "bf16"))
-    assert {s["precision"] for s in rough if s["broken"] == "False"} == {"fp32"}  # survivors were attacked again
+    assert {s["precision"] for s in rough if s["broken"] == "false"} == {"fp32"}  # survivors were attacked again
     assert "bf16" in {s["precision"] for s in rough}
     assert robust_eval.table("bf16")[1]["search"] == "bf16+fp32"
     weaker = sum(e["broken"] != r["broken"] and bool(e["witness"]) for e, r in zip(exact, rough, strict=True))

@@ -215,7 +215,7 @@ def test_arrays_that_are_no_images(inside: Inside, tmp_path: Path) -> None:
         "holds no images": {"images": good[:0], "labels": labels[:0]},
         "it needs the arrays": {"pictures": good},
     }
-    for words, arrays in bad.items():
+    for words, arrays in bad.items():  # all in one folder: what was refused before the first verdict does not occupy it
         np.savez(tmp_path / "data.npz", **arrays)
         ran = inside("--model", "digits_cnn", "--attack", "pgd", "--data", "npz:data.npz", "--eps", "0.1")
         assert (ran.code, ran.out) == (2, "")
@@ -231,18 +231,19 @@ def make_folder(root: Path) -> None:
 
 def test_unreadable_images_are_named_and_counted(robust_eval: CommandLine, inside: Inside, tmp_path: Path) -> None:
     make_folder(tmp_path / "pictures")
-    whole = (tmp_path / "pictures" / "3" / "one.png").read_bytes()
-    (tmp_path / "pictures" / "3" / "torn.png").write_bytes(whole[: len(whole) // 2])
+    Image.fromarray(np.random.default_rng(1).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(tmp_path / "torn.bmp")
+    whole = (tmp_path / "torn.bmp").read_bytes()
+    (tmp_path / "pictures" / "3" / "torn.bmp").write_bytes(whole[: len(whole) // 2])
     command = ("--model", "digits_cnn", "--data", "imagefolder:pictures", "--attack", "fgsm", "--eps", "0.1", "--out", "run")
     refused = inside(*command)
     assert (refused.code, refused.out) == (4, "")
     assert "1 of 11 images cannot be used" in refused.complaint
-    assert "3/torn.png" in refused.complaint
+    assert "3/torn.bmp" in refused.complaint
     ran = inside(*command, "--on-bad-image", "undecided")
     assert ran.code == 4
     assert ran.complaint.startswith("1 images are undecided")
     assert [(row["n"], row["undecided"]) for row in robust_eval.table("run")] == [("11", "1")] * 3
-    assert [s["sample_id"] for s in robust_eval.samples("run", "clean") if s["reason"]] == ["3/torn.png"]
+    assert [s["sample_id"] for s in robust_eval.samples("run", "clean") if s["reason"]] == ["3/torn.bmp"]
 
 
 def test_folders_without_images(inside: Inside, tmp_path: Path) -> None:

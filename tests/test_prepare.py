@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import robustbench_lite as rb
 from robustbench_lite.passes import Passes
-from robustbench_lite.prepare import prepare
+from robustbench_lite.prepare import CACHE, prepare
 
 
 class Block(nn.Module):
@@ -201,7 +201,7 @@ class Shared(Block):
 def test_a_convolution_that_others_see_is_not_folded(made: Callable[[], nn.Module]) -> None:
     model = used(made())
     done = prepare(model, probe())
-    assert done.folded == 0
+    assert (done.folded, done.reason) == (0, None)
     assert torch.allclose(done.passes.logits(probe()), Passes(model).logits(probe()), atol=1e-5)
 
 
@@ -244,7 +244,10 @@ def test_micro_batches_say_what_whole_batches_say(counting: Callable[[nn.Module]
 
 def test_the_micro_batch_keeps_activations_small_and_no_hook_behind() -> None:
     model = used(Block())
-    assert prepare(model, probe()).passes.micro == 32 * 2**20 // (4 * 8 * 8 * 4)
+    micro, bytes_of_one = prepare(model, probe()).passes.micro, 4 * 8 * 8 * 4
+    assert micro is not None
+    assert micro.bit_count() == 1
+    assert micro * bytes_of_one < CACHE <= 2 * micro * bytes_of_one
     assert prepare(model, probe(), cut=False).passes.micro is None
     assert not any(module._forward_hooks for module in model.modules())
 

@@ -204,6 +204,34 @@ def test_one_undecided_restart_is_not_made_good_by_another(attack: Run) -> None:
             assert [f.broken for f in attack(NanAbove(), sulking, greys(3), eps=0.08, side_by_side=side)] == [None] * 3
 
 
+@dataclass(frozen=True)
+class ByRestart:
+    """One step, to the grey value of its restart."""
+
+    values: tuple[float, ...]
+    steps = 1
+    access = Scores
+    norms = ("linf",)
+
+    @property
+    def restarts(self) -> int:
+        return len(self.values)
+
+    def start(self, oracle: Scores, draw: Streams) -> State:
+        return State.at(oracle.origin)
+
+    def step(self, oracle: Scores, state: State, draw: Streams) -> State:
+        value = torch.tensor([self.values[restart] for _, restart in draw.rows]).view(-1, 1, 1, 1)
+        return state.moved(torch.zeros_like(state.x) + value)
+
+
+def test_no_restart_is_begun_on_an_image_that_is_undecided(attack: Run) -> None:
+    for found in attack(NanAt(), ByRestart((0.41, 0.445, 0.55)), greys(4), eps=0.2):
+        assert (found.broken, found.steps) == (None, 2)
+    for found in attack(NanAt(), ByRestart((0.41, 0.55, 0.445)), greys(4), eps=0.2):
+        assert (found.broken, found.restart, found.steps) == (True, 1, 2)
+
+
 def test_a_nan_in_one_row_leaves_the_others_alone(attack: Run) -> None:
     x = torch.cat([greys(1, 0.44), greys(2, 0.2), greys(1, 0.44)])
     assert [f.broken for f in attack(NanAbove(), "bim:steps=4,loss=margin", x, eps=0.05)] == [None, False, False, None]

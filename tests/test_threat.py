@@ -40,9 +40,12 @@ def situations(draw: st.DrawFn, norm: str) -> tuple[Ball, Tensor, Tensor]:
     rows = draw(st.integers(1, 3))
     shape = (rows, draw(st.integers(1, 3)), draw(st.integers(1, 4)), 3)
     origin = (torch.rand(shape, generator=generator) * 1.6 - 0.3).clamp(0, 1)
-    x = origin + draw(st.sampled_from((0.0, 1e-6, 0.1, 1.0, 30.0))) * torch.randn(shape, generator=generator)
     sizes = st.sampled_from(SIZES[norm])
     eps = torch.tensor([draw(sizes) for _ in range(rows)]) if draw(st.booleans()) else torch.tensor(draw(sizes))
+    far = draw(st.sampled_from((0.0, 1e-6, 0.1, 1.0, 30.0)))
+    # l1: a soft threshold in float32 is good to some 1e-7 of how far x is off, so that is bounded in eps, as it is in an attack
+    scale = far * eps.expand(rows).view(-1, 1, 1, 1) if norm == "l1" else far
+    x = origin + scale * torch.randn(shape, generator=generator)
     return BALLS[norm](eps), x, origin
 
 
