@@ -38,5 +38,5 @@ class BIM:
 
     def step(self, oracle: WhiteBox, state: State, draw: Streams) -> State:
         _, gradient = oracle.gradient(state.x, self.loss)
-        ascent = oracle.threat.ascent(gradient, self.step_size)
+        ascent = oracle.threat.ascent(gradient, self.step_size, state.x)
         return state.moved(oracle.threat.project(state.x + ascent, oracle.origin))

@@ -32,5 +32,5 @@ class FGSM:
 
     def step(self, oracle: WhiteBox, state: State, draw: Streams) -> State:
         _, gradient = oracle.gradient(state.x, self.loss)
-        ascent = oracle.threat.ascent(gradient, 1.0)
+        ascent = oracle.threat.ascent(gradient, 1.0, state.x)
         return state.moved(oracle.threat.project(state.x + ascent, oracle.origin))

@@ -54,5 +54,5 @@ class PGD:
         if self.momentum:
             length = gradient.flatten(1).abs().sum(1).clamp(min=1e-30)
             velocity = self.momentum * state.velocity + gradient / per_sample(length, gradient)
-        ascent = oracle.threat.ascent(velocity, self.step_size or oracle.threat.usual_share(self.steps))
+        ascent = oracle.threat.ascent(velocity, self.step_size or oracle.threat.usual_share(self.steps), state.x)
         return state.moved(oracle.threat.project(state.x + ascent, oracle.origin), velocity=velocity)

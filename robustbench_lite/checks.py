@@ -63,6 +63,8 @@ def first_answer(classifier: Classifier, probe: Images, labels: Tensor) -> Logit
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ModelError(f"{classifier.name} returns {got} for {len(probe)} images: logits ({len(probe)}, classes) are needed")
     outputs = logits.shape[1]
+    if outputs == 1:
+        raise ModelError(f"{classifier.name} has one output, with which no image can be misclassified: give it one logit per class")
     if labels.dim() == 2 and labels.shape[1] != outputs:
         raise ModelError(f"{classifier.name} has {outputs} outputs, the data {labels.shape[1]} labels an image")
     if labels.dim() == 1 and int(labels.max()) >= outputs:

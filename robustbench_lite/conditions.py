@@ -50,6 +50,8 @@ def jobs(
         UsageError: an attack without this norm, an eps that is no size, no default eps for the data, the same condition twice.
     """
     sizes = None if eps is None else [_size(e) for e in (eps if isinstance(eps, Sequence) and not isinstance(eps, str) else [eps])]
+    if sizes == []:
+        raise UsageError("the list of eps is empty: leave eps out for the data set's usual one")
     planned: list[Job] = []
     for spec in attacks:
         attack: Attack = ATTACKS.build(spec) if isinstance(spec, str) else spec

@@ -81,10 +81,12 @@ def settle(given: Passes, x: Images, criterion: Criterion) -> Logits:
     """A fresh float32 forward on the model as given, whose verdict does not hang on who else was in the batch.
 
     Sums in a large batch are rounded otherwise than in a small one. Where the margin is not clear of that noise, the image is
-    asked about once more, alone, as `verify` does.
+    asked about once more, alone, as `verify` does; so too where two classes are that near to each other.
     """
     logits = given.logits(x)
     noise = 1e-4 * logits.abs().flatten(1).amax(1).clamp(min=1e-30)
-    for row in (criterion.margin(logits).abs() <= noise).nonzero()[:, 0].tolist() if len(x) > 1 else ():
+    top = logits.topk(min(2, logits.shape[1]), dim=1).values
+    unclear = (criterion.margin(logits).abs() <= noise) | (top[:, 0] - top[:, -1] <= noise)
+    for row in unclear.nonzero()[:, 0].tolist() if len(x) > 1 else ():
         logits[row] = given.logits(x[row : row + 1])[0]
     return logits

@@ -88,7 +88,8 @@ def eps_text(eps: float) -> str:
 def worst_case(conditions: Sequence[Condition], verdicts: Iterable[Verdict]) -> tuple[list[Condition], list[Verdict]]:
     """Per norm and eps, a `worst[norm,eps]` condition: an image is broken when any attack of that size broke it.
 
-    An image that no attack broke and some attack left undecided is undecided.
+    An image that no attack broke and some attack left undecided is undecided. In an unfinished run, images that some attack has yet to
+    try are left out: they must not look better than they will be.
     """
     attacks = {c.name: c for c in conditions if c.kind == "attack"}
     groups: dict[tuple[str | None, float | None], dict[str, list[Verdict]]] = {}
@@ -101,8 +102,10 @@ def worst_case(conditions: Sequence[Condition], verdicts: Iterable[Verdict]) -> 
     worst_conditions, worst_verdicts = [], []
     for (norm, eps), samples in groups.items():
         name = f"worst[{norm},{eps_text(eps or 0)}]"
-        worst_conditions.append(Condition(name, "worst", norm=norm, eps=eps))
-        for rows in samples.values():
+        tried_by_all = [rows for rows in samples.values() if len(rows) == sum((c.norm, c.eps) == (norm, eps) for c in attacks.values())]
+        if tried_by_all:
+            worst_conditions.append(Condition(name, "worst", norm=norm, eps=eps))
+        for rows in tried_by_all:
             first = next((v for v in rows if v.broken), None) or next((v for v in rows if v.broken is None), rows[0])
             worst_verdicts.append(
                 replace(

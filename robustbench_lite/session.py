@@ -47,13 +47,19 @@ class Options:
     on_bad_image: Literal["fail", "undecided"]
 
 
+Said = tuple[Any, float]
+"""A prediction, which is a class or a list of 0/1, and the model's confidence in it."""
+
+
 @dataclass(frozen=True)
 class Answer:
-    """The clean answer to one image: logits (1, K), None with a reason where the image could not be used."""
+    """The clean answer to one image: logits (1, K), None with a reason where the image could not be used, and what they say."""
 
     id: str
     logits: Logits | None
     reason: str | None = None
+    said: Said = (None, 0.0)
+    wrong: bool = False
 
     @property
     def trouble(self) -> str | None:
@@ -188,18 +194,19 @@ class Session:
                 except DataError as error:
                     answers.append(Answer(key, None, str(error)))
             if loaded:
-                x = torch.stack(list(loaded.values())).to(self.options.device)
-                for (key, image), logits in zip(loaded.items(), settle(self.given, x, clean_criterion(self._labels(loaded))), strict=True):
+                rule = clean_criterion(self._labels(loaded))
+                logits = settle(self.given, torch.stack(list(loaded.values())).to(self.options.device), rule)
+                wrong = (rule.margin(logits) > 0).tolist()
+                for row, said in enumerate(self._said(loaded, logits)):
+                    answers.append(Answer(list(loaded)[row], logits[row : row + 1], said=said, wrong=wrong[row]))
+                for key, image in loaded.items():
                     self.store.add_sample(self.position[key], key, image_digest(image))
-                    answers.append(Answer(key, logits[None]))
             yield answers
 
     def _clean_verdict(self, answer: Answer) -> Verdict:
         if answer.trouble:
             return self._undecided("clean", answer)
-        assert answer.logits is not None
-        broken = bool(self._rule(answer.id).margin(answer.logits)[0] > 0)
-        return self._verdict("clean", answer, answer.logits, broken=broken, broken_by="clean" if broken else None, forwards=1)
+        return self._verdict("clean", answer, answer.said, broken=answer.wrong, broken_by="clean" if answer.wrong else None, forwards=1)
 
     # ------------------------------------------------------------------ under attack
 
@@ -211,9 +218,11 @@ class Session:
         self.progress(name, decided, total, broken)
         started = time.monotonic()
         for findings in self._findings(job, subjects):
-            for finding in findings:
-                decided, broken = decided + 1, broken + bool(finding.broken)
-                self._record(job, finding, answers[finding.id])
+            if findings:
+                said = self._said([f.id for f in findings], torch.stack([f.logits for f in findings]))
+                for finding, what in zip(findings, said, strict=True):
+                    self._record(job, finding, answers[finding.id], what)
+                decided, broken = decided + len(findings), broken + sum(f.broken is not False for f in findings)
             now = time.monotonic()
             self.store.spend(name, now - started)
             self.store.commit(now=now - started > 0.5)  # a slow step must not leave verdicts open while the next one runs
@@ -224,18 +233,25 @@ class Session:
 
     def _subjects(self, job: Job, answers: list[Answer]) -> tuple[list[Subject], int]:
         """What is to be attacked, and how many images are broken so far; images that need no attack get their verdicts here."""
-        name, subjects, left_out = job.condition.name, [], 0
+        name, left_out = job.condition.name, 0
+        subjects: list[Subject] = []
         for answer in answers:
-            if answer.trouble or answer.logits is None:
+            if answer.trouble:
                 self.store.add(self._undecided(name, answer))
-                continue
-            rule = criterion(self._labels([answer.id]), job.target, answer.logits)
+        usable = [answer for answer in answers if not answer.trouble]
+        if not usable:
+            return subjects, self.store.not_correct(name)
+        logits = torch.cat([answer.logits for answer in usable if answer.logits is not None])
+        rules = criterion(self._labels([answer.id for answer in usable]), job.target, logits)
+        met = (rules.margin(logits) > 0).tolist()
+        for row, answer in enumerate(usable):
+            rule = rules.take(slice(row, row + 1))
             if isinstance(rule, Targeted) and bool(rule.target == rule.labels):
                 left_out += 1
-            elif rule.margin(answer.logits)[0] > 0:
-                self.store.add(self._verdict(name, answer, answer.logits, broken=True, broken_by="clean", target=_target(rule)))
+            elif met[row]:
+                self.store.add(self._verdict(name, answer, answer.said, broken=True, broken_by="clean", target=_target(rule)))
             else:
-                subjects.append(Subject(answer.id, partial(self._load, answer.id), rule, answer.logits))
+                subjects.append(Subject(answer.id, partial(self._load, answer.id), rule, logits[row : row + 1]))
         if left_out:
             self.notes.append(f"{name}: {left_out} images of the target's own class are left out")
         return subjects, self.store.not_correct(name)
@@ -267,7 +283,7 @@ class Session:
             earlier = {f.id: f for f in survivors}
             subjects = [by_id[f.id] for f in survivors]
 
-    def _record(self, job: Job, finding: Finding, answer: Answer) -> None:
+    def _record(self, job: Job, finding: Finding, answer: Answer, said: Said) -> None:
         assert answer.logits is not None
         name, witness, target = job.condition.name, None, finding.target
         if job.target is not None:
@@ -278,7 +294,7 @@ class Session:
             self._verdict(
                 name,
                 answer,
-                finding.logits[None],
+                said,
                 broken=finding.broken,
                 broken_by=job.condition.attack if finding.broken else None,
                 target=target,
@@ -295,16 +311,17 @@ class Session:
 
     # ------------------------------------------------------------------ verdicts
 
-    def _rule(self, sample_id: str) -> Criterion:
-        return clean_criterion(self._labels([sample_id]))
+    def _said(self, ids: Iterable[str], logits: Logits) -> list[Said]:
+        """What logits (B, K) say of the images with these ids."""
+        rule = clean_criterion(self._labels(ids))
+        return list(zip(rule.predict(logits).tolist(), rule.confidence(logits).tolist(), strict=True))
 
     def _undecided(self, condition: str, answer: Answer) -> Verdict:
-        return self._verdict(condition, answer, None, broken=None, reason=answer.trouble)
+        return self._verdict(condition, answer, (None, 0.0), broken=None, reason=answer.trouble)
 
-    def _verdict(self, condition: str, answer: Answer, logits: Logits | None, **known: Any) -> Verdict:
-        """logits (1, K): of the image that the verdict is about."""
-        i, rule = self.position[answer.id], self._rule(answer.id)
-        clean = None if answer.trouble or answer.logits is None else rule.predict(answer.logits)[0].tolist()
+    def _verdict(self, condition: str, answer: Answer, said: Said, **known: Any) -> Verdict:
+        """said: of the image that the verdict is about."""
+        i = self.position[answer.id]
         blank = {"target": None, "broken_by": None, "reason": None, "precision": "fp32", "witness": None, "distance": 0.0}
         counts = {"restart": 0, "steps": 0, "forwards": 0, "backwards": 0}
         return Verdict(
@@ -312,9 +329,9 @@ class Session:
             group=None if self.images.groups is None else self.images.groups[i],
             condition=condition,
             label=self.images.labels[i],
-            clean_prediction=clean,
-            prediction=None if logits is None else rule.predict(logits)[0].tolist(),
-            confidence=0.0 if logits is None else float(rule.confidence(logits)[0]),
+            clean_prediction=None if answer.trouble else answer.said[0],
+            prediction=said[0],
+            confidence=said[1],
             seed=self.options.seed,
             **(blank | counts | known),
         )

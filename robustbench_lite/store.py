@@ -276,7 +276,7 @@ def _locked(folder: Path) -> sqlite3.Connection:
 
 def _clear(folder: Path) -> None:
     """Remove what a run wrote, and nothing else."""
-    if (folder / "run.json").exists():
+    if (folder / "run.json").exists() and (folder / "results.sqlite").exists():
         shutil.rmtree(folder / "witnesses", ignore_errors=True)
         for name in set(OURS) - {"witnesses", "lock.sqlite", "lock.sqlite-journal"}:
             (folder / name).unlink(missing_ok=True)

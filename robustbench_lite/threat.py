@@ -58,8 +58,8 @@ class Ball(Threat):
     def distance(self, x: Images, origin: Images) -> Tensor:
         """(B,) how far x is from origin."""
 
-    def ascent(self, gradient: Images, share: float) -> Images:
-        """The step that climbs fastest among those whose length is `share` of eps; zero where the gradient is."""
+    def ascent(self, gradient: Images, share: float, x: Images) -> Images:
+        """The step from x that climbs fastest among those whose length is `share` of eps; zero where the gradient is."""
         return share * per_sample(self.eps, gradient) * self.steepest(gradient)
 
     def usual_share(self, steps: int) -> float:
@@ -77,6 +77,12 @@ class Ball(Threat):
     def _shrink(self, delta: Images) -> Images:
         """delta, brought into the ball around 0."""
         raise TypeError(f"{type(self).__name__} must define _shrink or project")
+
+
+def movable(gradient: Images, x: Images) -> Images:
+    """The gradient, zero where x is at the edge of the box and would leave it: a sparse step must not spend itself there."""
+    stuck = ((x <= 0) & (gradient < 0)) | ((x >= 1) & (gradient > 0))
+    return gradient.masked_fill(stuck, 0)
 
 
 @dataclass(frozen=True)
@@ -143,6 +149,9 @@ class L1(Ball):
         threshold = torch.where(size.sum(1, keepdim=True) > eps, threshold, torch.zeros_like(threshold))
         return (flat.sign() * (size - threshold).clamp(min=0)).view_as(delta)
 
+    def ascent(self, gradient: Images, share: float, x: Images) -> Images:
+        return super().ascent(movable(gradient, x), share, x)
+
     def steepest(self, gradient: Images) -> Images:
         flat = gradient.flatten(1)
         count = max(1, round(self.share * flat.shape[1]))
@@ -173,8 +182,9 @@ class L0(Ball):
         """Half of the values: fewer newcomers would never displace the first ones, which have moved as far (measured)."""
         return 0.5
 
-    def ascent(self, gradient: Images, share: float) -> Images:
+    def ascent(self, gradient: Images, share: float, x: Images) -> Images:
         """Its length is the number of values that move, each across the whole range; at least one."""
+        gradient = movable(gradient, x)
         return self._largest(gradient.abs(), (share * self.eps).clamp(min=1)) * gradient.sign()
 
     def steepest(self, gradient: Images) -> Images:

@@ -57,7 +57,7 @@ def test_resnet50_with_weights_of_ones_own(robust_eval: CommandLine) -> None:
 
 
 def test_resnet50_without_network_and_weights(robust_eval: CommandLine) -> None:
-    nowhere = {name: "http://127.0.0.1:9" for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")}
+    nowhere = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
     ran = robust_eval("--model", "resnet50", "--attack", "pgd", env={"TORCH_HOME": str(robust_eval.folder / "torch"), **nowhere})
     assert (ran.code, ran.out) == (2, "")
     for word in ("resnet50", "could not be fetched", str(robust_eval.folder / "torch"), "--weights FILE", "efficientnet_lite0"):

@@ -154,10 +154,10 @@ def test_random_points_differ_and_use_the_ball(norm: str, streams: Callable[...,
 def test_a_step_has_its_length_and_a_zero_gradient_moves_nothing(norm: str, share: float) -> None:
     eps = torch.tensor([2.0, 8.0])
     gradient = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-    step = BALLS[norm](eps).ascent(gradient, share)
+    step = BALLS[norm](eps).ascent(gradient, share, torch.full_like(gradient, 0.5))
     assert lengths(norm, step) == pytest.approx(share * eps.numpy(), rel=1e-5)
     assert (step * gradient >= 0).all()
-    assert not BALLS[norm](eps).ascent(torch.zeros_like(gradient), share).any()
+    assert not BALLS[norm](eps).ascent(torch.zeros_like(gradient), share, gradient).any()
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-30, 1e-42])

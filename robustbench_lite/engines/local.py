@@ -97,6 +97,8 @@ def with_smaller_batches(
                 for finding in found:
                     del left[finding.id]
                 yield found
+            if left:
+                raise AssertionError(f"{len(left)} images were never decided, {next(iter(left))} among them")
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
