@@ -91,12 +91,12 @@ def evaluate(
     debug: Annotated[bool, opt(RUN, "Show tracebacks.", negative="")] = False,
 ) -> int:
     """Attack a model and write the run's table, samples, witnesses and report."""
-    from .engines.local import tune_allocator
+    from .engines.local import tune_process
     from .evaluation import evaluate as run
     from .models import load_model
 
     started = time.monotonic()
-    tune_allocator()
+    tune_process()
     recipe: dict[str, Any] = {
         "weights": weights,
         "num_classes": num_classes,

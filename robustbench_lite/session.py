@@ -53,20 +53,17 @@ Said = tuple[Any, float]
 
 @dataclass(frozen=True)
 class Answer:
-    """The clean answer to one image: logits (1, K), None with a reason where the image could not be used, and what they say."""
+    """The clean answer to one image: logits (1, K), and what they say.
+
+    `unusable` says why the image could not be asked about, `trouble` why nothing can be said of it.
+    """
 
     id: str
-    logits: Logits | None
-    reason: str | None = None
+    logits: Logits | None = None
+    unusable: str | None = None
+    trouble: str | None = None
     said: Said = (None, 0.0)
     wrong: bool = False
-
-    @property
-    def trouble(self) -> str | None:
-        """Why nothing can be said about this image."""
-        if self.logits is not None and not self.logits.isfinite().all():
-            return TROUBLE[BAD_LOGITS]
-        return self.reason
 
 
 def drawn(seed: int, what: str, sample_id: str) -> bytes:
@@ -164,10 +161,10 @@ class Session:
         """Ask about every image as it is. What an earlier session asked is asked again, because attacks start from the answers."""
         done, answers, started = self.store.decided("clean"), {}, time.monotonic()
         before, wrong = len(done), self.store.not_correct("clean")
-        for batch in local.with_smaller_batches(self._ask, [Answer(key, None) for key in ids], self.batch_size, self._shrunk):
+        for batch in local.with_smaller_batches(self._ask, [Answer(key) for key in ids], self.batch_size, self._shrunk):
             for answer in batch:
                 answers[answer.id] = answer
-                if answer.id not in done and (answer.reason is None or self.options.on_bad_image == "undecided"):
+                if answer.id not in done and (answer.unusable is None or self.options.on_bad_image == "undecided"):
                     done.add(answer.id)
                     verdict = self._clean_verdict(answer)
                     wrong += verdict.broken is not False
@@ -177,7 +174,7 @@ class Session:
         if len(done) > before:
             self.store.spend("clean", time.monotonic() - started)
         self.store.commit(now=True)
-        bad = [f"{a.id} ({a.reason})" for a in answers.values() if a.reason]
+        bad = [f"{a.id} ({a.unusable})" for a in answers.values() if a.unusable]
         if bad and self.options.on_bad_image == "fail":
             raise InvalidEvaluation(
                 f"{len(bad)} of {len(self.images)} images cannot be used: {', '.join(bad[:3])}{', ...' if len(bad) > 3 else ''}; "
@@ -192,15 +189,15 @@ class Session:
                 try:
                     loaded[key] = self._load(key)
                 except DataError as error:
-                    answers.append(Answer(key, None, str(error)))
+                    answers.append(Answer(key, unusable=str(error), trouble=str(error)))
             if loaded:
                 rule = clean_criterion(self._labels(loaded))
                 logits = settle(self.given, torch.stack(list(loaded.values())).to(self.options.device), rule)
-                wrong = (rule.margin(logits) > 0).tolist()
-                for row, said in enumerate(self._said(loaded, logits)):
-                    answers.append(Answer(list(loaded)[row], logits[row : row + 1], said=said, wrong=wrong[row]))
-                for key, image in loaded.items():
+                wrong, finite = (rule.margin(logits) > 0).tolist(), logits.isfinite().all(1).tolist()
+                for row, ((key, image), said) in enumerate(zip(loaded.items(), self._said(loaded, logits), strict=True)):
                     self.store.add_sample(self.position[key], key, image_digest(image))
+                    trouble = None if finite[row] else TROUBLE[BAD_LOGITS]
+                    answers.append(Answer(key, logits[row : row + 1], None, trouble, said, wrong[row]))
             yield answers
 
     def _clean_verdict(self, answer: Answer) -> Verdict:

@@ -91,7 +91,7 @@ def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     from robustbench_lite.cli import main
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(robustbench_lite.engines.local, "tune_allocator", lambda: None)  # it is for a whole process
+    monkeypatch.setattr(robustbench_lite.engines.local, "tune_process", lambda: None)  # it is for a whole process
 
     def run(*args: object) -> Ran:
         monkeypatch.setattr(sys, "argv", ["robust-eval", *map(str, args)])

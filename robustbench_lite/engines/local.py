@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import platform
 from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol, TypeVar
@@ -40,8 +41,8 @@ def described(device: torch.device) -> str:
 
 def pick_batch_size(pixels: int, device: torch.device) -> int:
     """A first guess for images of this many values; memory that does not suffice halves it."""
-    budget = 2**21 if device.type == "cpu" else 2**24
-    return max(4, min(256, budget // max(1, pixels)))
+    values, most = (2**21, 128) if device.type == "cpu" else (2**24, 256)
+    return max(4, min(most, values // max(1, pixels)))
 
 
 def bfloat16_here(device: torch.device) -> bool:
@@ -51,11 +52,13 @@ def bfloat16_here(device: torch.device) -> bool:
     return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def tune_allocator() -> None:
-    """Keep freed activations in the process: glibc gives large blocks back at once, and every layer pays page faults for new ones.
+def tune_process() -> None:
+    """Settings of the whole process that make it faster; for the command line, not for a library.
 
-    Measured 1.2 to 1.5 times faster on a CPU. It changes the process, so only the command line calls it.
+    Freed activations are kept: glibc gives large blocks back at once, and every layer pays page faults for new ones, which was
+    measured to cost a CPU 20 to 50 %. What was imported is not looked through for garbage any more, a tenth of a second each time.
     """
+    gc.freeze()
     if platform.libc_ver()[0] == "glibc":
         trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX of malloc.h
         libc = ctypes.CDLL(None)

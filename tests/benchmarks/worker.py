@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import robustbench_lite as rb
 from robustbench_lite.conditions import clean_criterion
-from robustbench_lite.engines.local import tune_allocator
+from robustbench_lite.engines.local import tune_process
 from robustbench_lite.labelled import from_arrays
 from robustbench_lite.passes import Passes
 from robustbench_lite.prepare import prepare
@@ -125,26 +125,26 @@ def as_given(task: Task) -> Run:
 
 def prepared(task: Task) -> Run:
     """Ours, early leaving off, with what is the default for a frozen model."""
-    tune_allocator()
+    tune_process()
     search = prepare(task.model.requires_grad_(False), task.x[:4]).passes
     return _scheduled(task, search, Passes(task.model, search.micro))
 
 
 def prepared_bf16(task: Task) -> Run:
-    tune_allocator()
+    tune_process()
     search = prepare(task.model.requires_grad_(False), task.x[:4], reduced=torch.bfloat16).passes
     return _scheduled(task, search, Passes(task.model, search.micro))
 
 
 def evaluated(task: Task) -> Run:
     """Ours as a user runs it: clean pass, preparing, attack, settling, everything."""
-    tune_allocator()
+    tune_process()
     data = from_arrays(task.x, task.y)
     return lambda: rb.evaluate(task.model, f"pgd:steps={task.steps}", data, eps=task.eps, witnesses="none")
 
 
 def evaluated_bf16(task: Task) -> Run:
-    tune_allocator()
+    tune_process()
     data = from_arrays(task.x, task.y)
     return lambda: rb.evaluate(task.model, f"pgd:steps={task.steps}", data, eps=task.eps, witnesses="none", precision="bf16")
 
