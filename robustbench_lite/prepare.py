@@ -85,12 +85,12 @@ def prepare(model: nn.Module, probe: Images, *, cut: bool = True, reduced: torch
 
 def _unsafe(model: nn.Module) -> str | None:
     for name, module in model.named_modules():
+        if isinstance(module, (torch.jit.ScriptModule, fx.GraphModule)):
+            return "the model is an archive"
         if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
             return f"{name or 'the model'} has hooks"
         if module.training:
             return f"{name or 'the model'} is in training mode"
-        if isinstance(module, (torch.jit.ScriptModule, fx.GraphModule)):
-            return "the model is an archive"
     return None
 
 

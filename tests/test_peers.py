@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import random
 import warnings
 from collections.abc import Callable
+from typing import Any
 
+import eagerpy as ep
 import numpy as np
 import pytest
 import torch
@@ -14,9 +17,11 @@ from torch import Tensor
 import robustbench_lite as rb
 from robustbench_lite.classifier import Classifier
 from robustbench_lite.criteria import Misclassified
+from robustbench_lite.labelled import LabelledImages
 from robustbench_lite.oracle import Case, Ledger, WhiteBox
 from robustbench_lite.passes import Passes
 from robustbench_lite.registry import ATTACKS
+from robustbench_lite.results import eps_text
 from robustbench_lite.streams import Streams
 from robustbench_lite.threat import ball
 
@@ -27,77 +32,94 @@ pytestmark = [pytest.mark.peers, pytest.mark.timeout(1200)]
 
 Peer = Callable[[Classifier, Tensor, Tensor, float], Tensor]
 STEPS, SHARE = 20, 0.1
+SIZES = {("digits_cnn", "linf"): (0.03, 0.05, 0.07), ("digits_cnn", "l2"): (0.5, 1.0, 1.5),
+         ("efficientnet_lite0", "linf"): (0.1 / 255, 0.25 / 255), ("efficientnet_lite0", "l2"): (0.05, 0.15)}  # fmt: skip
 
 
-def foolbox_pgd(made: type) -> Peer:
+def foolbox_pgd(norm: str, start: Tensor | None = None) -> Peer:
+    """Its PGD; from given random starts instead of its own where there are some."""
+    made = {"linf": foolbox.attacks.LinfPGD, "l2": foolbox.attacks.L2PGD}[norm]
+
+    class FromStart(made):  # type: ignore[misc, valid-type]
+        def get_random_start(self, x0: Any, epsilon: float) -> Any:
+            return super().get_random_start(x0, epsilon) if start is None else ep.astensor(start)
+
     def run(classifier: Classifier, x: Tensor, y: Tensor, eps: float) -> Tensor:
         model = foolbox.PyTorchModel(classifier, bounds=(0, 1))
-        return made(steps=STEPS, rel_stepsize=SHARE)(model, x, y, epsilons=eps)[1]
+        return FromStart(steps=STEPS, rel_stepsize=SHARE)(model, x, y, epsilons=eps)[1]
 
     return run
 
 
-def torchattacks_pgd(name: str) -> Peer:
+def torchattacks_pgd(norm: str, *, random_start: bool = True) -> Peer:
     def run(classifier: Classifier, x: Tensor, y: Tensor, eps: float) -> Tensor:
         import torchattacks
 
-        return getattr(torchattacks, name)(classifier, eps=eps, alpha=SHARE * eps, steps=STEPS, random_start=True)(x, y)
+        made = {"linf": torchattacks.PGD, "l2": torchattacks.PGDL2}[norm]
+        return made(classifier, eps=eps, alpha=SHARE * eps, steps=STEPS, random_start=random_start)(x, y)
 
     return run
 
 
-PEERS = {
-    "foolbox": {"linf": foolbox_pgd(foolbox.attacks.LinfPGD), "l2": foolbox_pgd(foolbox.attacks.L2PGD)},
-    "torchattacks": {"linf": torchattacks_pgd("PGD"), "l2": torchattacks_pgd("PGDL2")},
-}
-
-
-def images_of(model: str, limit: int | None) -> tuple[Classifier, Tensor, Tensor, list[str]]:
+def images_of(model: str, limit: int | None = None) -> tuple[Classifier, Tensor, Tensor, LabelledImages]:
     classifier = rb.load_model(model)
     images = rb.load_data(str(classifier.data), limit=limit, preprocess=classifier.preprocess)
-    return classifier, torch.stack([image for image, _ in images]), torch.tensor(list(images.labels)), list(images.ids)
+    return classifier, torch.stack([image for image, _ in images]), torch.tensor(list(images.labels)), images
 
 
-def broken_by_peer(peer: Peer, classifier: Classifier, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
+def broken_by_peer(peer: Peer, classifier: Classifier, x: Tensor, y: Tensor, eps: float, seed: int = 0) -> Tensor:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        found = torch.cat([peer(classifier, part, labels, eps) for part, labels in zip(x.split(100), y.split(100), strict=True)])
+        found = peer(classifier, x, y, eps)
     with torch.no_grad():
         return classifier(found.detach()).argmax(1) != y
 
 
-def broken_by_us(model: str, limit: int | None, norm: str, eps: float, seed: int, ids: list[str]) -> Tensor:
-    data = rb.load_data("digits", limit=limit) if limit else None
-    attack = f"pgd:steps={STEPS},step_size={SHARE}"
-    result = rb.evaluate(model, [attack], data, norm=norm, eps=eps, seed=seed, witnesses="none")
-    found = {v.sample_id: v.broken for v in result.verdicts if v.condition.startswith("pgd")}
-    return torch.tensor([found[key] for key in ids])
+def broken_by_us(attack: str, classifier: Classifier, images: LabelledImages, norm: str, eps: float, seed: int = 0) -> Tensor:
+    result = rb.evaluate(classifier, [attack], images, norm=norm, eps=eps, seed=seed, witnesses="none")
+    return torch.tensor([bool(v.broken) for v in result.of(result.conditions[1].name)])
 
 
-@pytest.mark.parametrize("library", PEERS)
-@pytest.mark.parametrize(
-    ("model", "limit", "norm", "sizes", "seeds"),
-    [
-        ("digits_cnn", 400, "linf", (0.03, 0.05, 0.07), (0, 1, 2)),
-        ("digits_cnn", 400, "l2", (0.5, 1.0, 1.5), (0, 1, 2)),
-        ("efficientnet_lite0", None, "linf", (0.1 / 255, 0.25 / 255), (0,)),
-        ("efficientnet_lite0", None, "l2", (0.05, 0.15), (0,)),
-    ],
-)
-def test_no_weaker(library: str, model: str, limit: int | None, norm: str, sizes: tuple[float, ...], seeds: tuple[int, ...]) -> None:
-    """Paired: images that only the peer breaks, minus images that only we break. The random starts differ, so it is summed over seeds."""
-    classifier, x, y, ids = images_of(model, limit)
-    peer, told, alive = PEERS[library][norm], [], 0
-    for eps in sizes:
-        for seed in seeds:
-            theirs = broken_by_peer(peer, classifier, x, y, eps, seed)
-            ours = broken_by_us(model, limit, norm, eps, seed, ids)
-            alive += int((~ours).sum())
-            told.append((eps, seed, int((theirs & ~ours).sum()), int((ours & ~theirs).sum())))
-    print(library, model, norm, told)
-    assert alive > 0, "everything breaks: nothing can be compared"
-    assert sum(only_theirs - only_ours for *_, only_theirs, only_ours in told) <= 0, told
-    assert max(only_theirs - only_ours for *_, only_theirs, only_ours in told) <= 2, told
+def our_starts(classifier: Classifier, x: Tensor, images: LabelledImages, norm: str, eps: float) -> Tensor:
+    """The random points that our PGD starts from under seed 0."""
+    condition = f"pgd:steps={STEPS},step_size={SHARE}[{norm},{eps_text(eps)}]"
+    return ball(norm, eps).random_point(x, Streams(0, condition, [(key, 0) for key in images.ids], None, x.device))
+
+
+@pytest.mark.parametrize(("model", "norm"), SIZES)
+def test_from_the_same_starts_they_break_nothing_more(model: str, norm: str) -> None:
+    """Paired: images that only the peer breaks, minus images that only we break. No luck is involved: all starts are ours, or clean."""
+    classifier, x, y, images = images_of(model, 400 if model == "digits_cnn" else None)
+    told = []
+    for eps in SIZES[model, norm]:
+        pgd = broken_by_us(f"pgd:steps={STEPS},step_size={SHARE}", classifier, images, norm, eps)
+        bim = broken_by_us(f"bim:steps={STEPS},step_size={SHARE}", classifier, images, norm, eps)
+        starts = our_starts(classifier, x, images, norm, eps)
+        for name, ours, peer in (
+            ("foolbox", pgd, foolbox_pgd(norm, starts)),
+            ("torchattacks", bim, torchattacks_pgd(norm, random_start=False)),
+        ):
+            theirs = broken_by_peer(peer, classifier, x, y, eps)
+            told.append((name, eps, int((theirs & ~ours).sum()), int((ours & ~theirs).sum()), int((~ours).sum())))
+    print(model, norm, told)
+    assert sum(survive for *_, survive in told) > 0, "everything breaks: nothing can be compared"
+    assert all(only_theirs - only_ours <= 0 for *_, only_theirs, only_ours, _ in told), told
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_from_their_own_starts_they_are_not_stronger(norm: str) -> None:
+    """Other random starts break other images. Measured over six seeds that is a difference of -9 to 5 of 400 a run, and of 2 in 7,200
+    altogether; so what only the peer breaks must stay within two standard deviations of what only we break."""
+    classifier, x, y, images = images_of("digits_cnn", 400)
+    for name, peer in (("foolbox", foolbox_pgd(norm)), ("torchattacks", torchattacks_pgd(norm))):
+        only_theirs = only_ours = 0
+        for eps in SIZES["digits_cnn", norm]:
+            for seed in (0, 1, 2):
+                theirs = broken_by_peer(peer, classifier, x, y, eps, seed)
+                ours = broken_by_us(f"pgd:steps={STEPS},step_size={SHARE}", classifier, images, norm, eps, seed)
+                only_theirs, only_ours = only_theirs + int((theirs & ~ours).sum()), only_ours + int((ours & ~theirs).sum())
+        print(name, norm, only_theirs, only_ours)
+        assert only_theirs - only_ours <= 2 * math.sqrt(only_theirs + only_ours), (name, only_theirs, only_ours)
 
 
 class Listening(torch.nn.Module):
@@ -114,15 +136,15 @@ class Listening(torch.nn.Module):
         return logits
 
 
-@pytest.mark.parametrize(("attack", "eps"), [("LinfPGD:steps=10", 0.04), ("L2PGD:steps=10", 1.0), ("L2BasicIterativeAttack:steps=5", 1.0)])
+@pytest.mark.parametrize(("attack", "eps"), [("LinfPGD:steps=20", 0.07), ("L2PGD:steps=20", 1.5), ("L2BasicIterativeAttack:steps=5", 1.0)])
 def test_foolbox_through_the_adapter_is_foolbox(attack: str, eps: float) -> None:
     """One image at a time under the adapter's seed, foolbox alone asks about a misclassified image exactly where we call it broken."""
-    classifier, x, y, ids = images_of("digits_cnn", 40)
-    result = rb.evaluate("digits_cnn", [f"foolbox:{attack}"], rb.load_data("digits", limit=40), eps=eps, prepare=False)
+    classifier, x, y, images = images_of("digits_cnn", 40)
+    result = rb.evaluate(classifier, [f"foolbox:{attack}"], images, eps=eps, prepare=False)
     condition = result.conditions[1].name
     broken = {v.sample_id: v.broken for v in result.of(condition)}
     made = ATTACKS.build(f"foolbox:{attack}").build()
-    for image, label, key in zip(x, y, ids, strict=True):
+    for image, label, key in zip(x, y, images.ids, strict=True):
         listening = Listening(classifier, int(label))
         (seed,) = Streams(0, condition, [(key, 0)], None, torch.device("cpu")).seeds("foolbox")
         with torch.random.fork_rng():
