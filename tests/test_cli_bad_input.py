@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -149,20 +150,24 @@ def test_nan_on_the_way_of_an_attack_is_undecided(robust_eval: CommandLine, insi
     assert {s["prediction"] for s in robust_eval.samples("run") if s["reason"]} != {""}
 
 
-def test_a_frozen_archive_without_gradients(inside: Inside, tmp_path: Path) -> None:
-    class Stuck(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = torch.nn.Linear(3 * 32 * 32, 10)
+class Linear(torch.nn.Module):
+    def __init__(self, detached: bool) -> None:
+        super().__init__()
+        self.layer, self.detached = torch.nn.Linear(3 * 32 * 32, 10), detached
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.layer(x.flatten(1)).detach()
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits = self.layer(x.flatten(1))
+        return logits.detach() if self.detached else logits
 
-    with pytest.warns(FutureWarning, match="torch.jit"):
-        torch.jit.freeze(torch.jit.script(Stuck().eval())).save(str(tmp_path / "model.ts"))
-    ran = inside("--model", "model.ts", "--data", "digits", "--limit", "8", "--attack", "pgd:steps=3")
+
+def test_archives_with_and_without_gradients(inside: Inside, tmp_path: Path) -> None:
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # torch would rather export
+        torch.jit.script(Linear(detached=True).eval()).save(str(tmp_path / "stuck.ts"))
+        torch.jit.freeze(torch.jit.script(Linear(detached=False).eval())).save(str(tmp_path / "frozen.ts"))
+    ran = inside("--model", "stuck.ts", "--data", "digits", "--limit", "8", "--attack", "pgd:steps=3")
     assert ran.code == 2
-    assert "needs gradients, and model.ts has none" in ran.complaint
+    assert "needs gradients, and stuck.ts has none" in ran.complaint
+    assert inside("--model", "frozen.ts", "--data", "digits", "--limit", "8", "--attack", "pgd:steps=3").code == 0
 
 
 class Trap:

@@ -12,7 +12,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,50 +94,67 @@ def start_up(rounds: int = 5) -> list[str]:
 PEERS = ("foolbox", "torchattacks", "adv_lib")
 
 
-def write(title: str, head: str, rows: list[str]) -> str:
-    return "\n".join([f"## {title}", "", head, *rows, ""])
+@dataclass(frozen=True)
+class Section:
+    title: str
+    head: str
+    rows: Callable[[], list[str]]
+
+    def text(self) -> str:
+        columns = self.head.count("|") - 1
+        return "\n".join([f"## {self.title}", "", self.head, "|---" * columns + "|", *self.rows(), ""])
+
+
+SECTIONS = {
+    "prepared": Section(
+        "One gradient step with the defaults for frozen models, over the bare loop",
+        "| task | variant | ratio | from |",
+        lambda: (
+            per_step("resnet18, 128 images", ("bare", "prepared", "prepared_bf16"), (1, 4), 3)
+            + per_step("resnet18, 64 images", ("bare", "prepared", "prepared_bf16"), (1, 5), 3)
+            + per_step("resnet50, 32 images", ("bare", "prepared", "prepared_bf16"), (1, 3), 3)
+        ),
+    ),
+    "verdicts": Section(
+        "A whole PGD-20 run to the same verdicts, over ours (above 1: slower than ours)",
+        "| task | variant | ratio | from |",
+        lambda: (
+            whole_run("digits_cnn, most survive", ("evaluated", "bare", *PEERS), 20, 5)
+            + whole_run("efficientnet_lite0, all broken", ("evaluated", *PEERS), 20, 3)
+        ),
+    ),
+    "step": Section(
+        "One gradient step, early leaving off, the model as given, over the bare loop (1.00 = free)",
+        "| task | variant | ratio | from |",
+        lambda: (
+            per_step("resnet18, 64 images", ("bare", "as_given", *PEERS), (1, 4), 3)
+            + per_step("resnet50, 8 images", ("bare", "as_given", *PEERS), (1, 4), 3)
+        ),
+    ),
+    "memory": Section(
+        "Peak memory of two steps",
+        "| task | variant | peak | over the bare loop |",
+        lambda: peak_memory("resnet50, 64 images", ("bare", "prepared", "foolbox", "torchattacks"), 2),
+    ),
+    "start": Section("Starting", "| command | median | range |", start_up),
+}
 
 
 def main(names: Sequence[str]) -> None:
-    plan = {
-        "step": lambda: write(
-            "One gradient step, early leaving off, over the bare loop (1.00 = free)",
-            "| task | variant | ratio | from |\n|---|---|---|---|",
-            per_step("resnet50, 8 images", ("bare", "as_given", *PEERS), (1, 5), 3)
-            + per_step("resnet18, 64 images", ("bare", "as_given", *PEERS), (1, 6), 5),
-        ),
-        "prepared": lambda: write(
-            "One gradient step with the defaults for frozen models, over the bare loop",
-            "| task | variant | ratio | from |\n|---|---|---|---|",
-            per_step("resnet50, 32 images", ("bare", "prepared", "prepared_bf16"), (1, 3), 3)
-            + per_step("resnet18, 64 images", ("bare", "prepared", "prepared_bf16"), (1, 6), 5)
-            + per_step("resnet18, 128 images", ("bare", "prepared", "prepared_bf16"), (1, 5), 5),
-        ),
-        "verdicts": lambda: write(
-            "A whole PGD-20 run to the same verdicts, over ours (above 1: slower than ours)",
-            "| task | variant | ratio | from |\n|---|---|---|---|",
-            whole_run("efficientnet_lite0, all broken", ("evaluated", "evaluated_bf16", "bare", *PEERS), 20, 3)
-            + whole_run("digits_cnn, most survive", ("evaluated", "evaluated_bf16", "bare", *PEERS), 20, 5),
-        ),
-        "memory": lambda: write(
-            "Peak memory of two steps",
-            "| task | variant | peak | over the bare loop |\n|---|---|---|---|",
-            peak_memory("resnet50, 64 images", ("bare", "prepared", "prepared_bf16", *PEERS), 2),
-        ),
-        "start": lambda: write("Starting", "| command | median | range |\n|---|---|---|", start_up()),
-    }
-    unknown = set(names) - set(plan)
+    """Measure these sections, or all, and put them in the place of the page's own."""
+    unknown = set(names) - set(SECTIONS)
     if unknown:
-        sys.exit(f"no such section: {', '.join(sorted(unknown))}; there are {', '.join(plan)}")
-    parts = []
-    for name in names or plan:
+        sys.exit(f"no such section: {', '.join(sorted(unknown))}; there are {', '.join(SECTIONS)}")
+    about = f"{platform.machine()}, one thread, torch {torch.__version__}, Python {platform.python_version()}"
+    intro = f"# Speed and memory\n\nMade by `make bench` ({about}).\n\n{(__doc__ or '').partition(chr(10) * 2)[2].strip()}\n"
+    before = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
+    blocks = {block.partition("\n")[0]: f"## {block.strip()}\n" for block in before.split("\n## ")[1:]}
+    for name in names or SECTIONS:
+        section = SECTIONS[name]
         print(f"measuring {name} ...", flush=True)
-        parts.append(plan[name]())
-        print(parts[-1], flush=True)
-    if not names:
-        about = f"{platform.processor() or platform.machine()}, one thread, torch {torch.__version__}, Python {platform.python_version()}"
-        intro = (__doc__ or "").split("\n\n", 1)[1].strip()
-        PAGE.write_text(f"# Speed and memory\n\nMade by `make bench` on: {about}.\n\n{intro}\n\n" + "\n".join(parts), encoding="utf-8")
+        blocks[section.title] = section.text()
+        print(blocks[section.title], flush=True)
+        PAGE.write_text("\n".join([intro, *blocks.values()]), encoding="utf-8")
 
 
 if __name__ == "__main__":
