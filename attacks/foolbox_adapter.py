@@ -96,10 +96,8 @@ class Foolbox:
         with _own_random_state(draw.seeds("foolbox")[0]):
             try:
                 found, _, _ = self.build(oracle.threat.norm)(model, oracle.origin, _criterion(oracle), epsilons=float(oracle.threat.eps))
-            except ValueError as error:
-                if "criterion" not in str(error):
-                    raise
-                raise BadSpec(f"foolbox:{self.attack} cannot be aimed at a target: {error}") from error
+            except (ValueError, TypeError, NotImplementedError, ImportError) as error:  # what foolbox's attacks refuse with
+                raise BadSpec(f"foolbox:{self.attack} does not run here: {' '.join(str(error).split())}") from error
         return State.at(oracle.origin if found is None else found.detach())
 
     def step(self, oracle: WholeModel, state: State, draw: Streams) -> State:

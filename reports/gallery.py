@@ -97,7 +97,10 @@ def _choose(result: Result) -> Iterator[tuple[Verdict, Witness]]:
             while verdicts and sum(shown.values()) < MOST:
                 verdict = min(verdicts, key=lambda v: shown[v.sample_id])
                 verdicts.remove(verdict)
-                witness = result.witness(verdict.condition, verdict.sample_id)
+                try:
+                    witness = result.witness(verdict.condition, verdict.sample_id)
+                except ValueError:  # its file is missing or changed: `verify` names it, and the page shows others
+                    continue
                 if witness is not None:
                     shown[verdict.sample_id] += 1
                     yield verdict, witness

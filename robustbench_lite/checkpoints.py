@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -55,9 +56,11 @@ def _read_torch(file: Path, allow_pickle: bool) -> Any:
     if is_torchscript(file):
         raise ModelError(f"{file} is a TorchScript archive, a whole model: pass it as --model {file}")
     try:
-        return torch.load(file, map_location="cpu", weights_only=not allow_pickle)
+        with warnings.catch_warnings():  # torch's own words on pickles of another protocol would come on top of ours
+            warnings.simplefilter("ignore", UserWarning)
+            return torch.load(file, map_location="cpu", weights_only=not allow_pickle)
     except pickle.UnpicklingError as error:
-        refused = re.search(r"GLOBAL (\S+)", str(error))
+        refused = re.search(r"GLOBAL (\S+)", str(error)) or re.search(r"(unsupported operand|Unsupported \w+)", str(error), re.IGNORECASE)
         if refused is None:
             raise ModelError(f"{file} is damaged or no file of torch.save: {_first_line(error)}") from error
         raise ModelError(

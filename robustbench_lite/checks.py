@@ -70,6 +70,13 @@ def first_answer(classifier: Classifier, probe: Images, labels: Tensor) -> Logit
     if labels.dim() == 1 and int(labels.max()) >= outputs:
         label = int(labels.max())
         raise ModelError(f"{classifier.name} has {outputs} outputs, but the data has the label {label}: is it the model for these data?")
+    with torch.no_grad():
+        again = classifier(probe)
+    if not torch.allclose(logits, again, rtol=1e-3, atol=1e-4, equal_nan=True):
+        raise ModelError(
+            f"{classifier.name} answers the same images differently each time: it cannot be judged by single answers; "
+            "fix its randomness (a seed set in forward) and evaluate that"
+        )
     if not logits.isfinite().any():
         raise InvalidEvaluation(f"{classifier.name} answers NaN to every image of the first batch: check its weights and its normalisation")
     return logits
@@ -84,14 +91,16 @@ def need_gradients(classifier: Classifier, probe: Images, attacks: list[tuple[st
     white = [name for name, attack in attacks if issubclass(attack.access, WhiteBox)]
     if not white:
         return
-    x = probe[:1].detach().requires_grad_()
+    x = probe.detach().requires_grad_()
     reason = ""
     try:
         with torch.enable_grad():
             logits = classifier(x)
             connected = classifier.differentiable and logits.requires_grad
             if connected:
-                torch.autograd.grad(logits.sum(), x)
+                (slope,) = torch.autograd.grad(logits.amax(1).sum(), x)
+                if not slope.any():
+                    connected, reason = False, " (they are all exactly zero: something in it, such as rounding, stops them)"
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, NotImplementedError) as error:  # an operation without a backward, a graph that does not lead to the image

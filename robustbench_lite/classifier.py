@@ -6,7 +6,6 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -122,12 +121,13 @@ class Classifier(nn.Module):
         tensors = [*self.parameters(), *self.buffers()]
         return tensors[0].device if tensors else torch.device("cpu")
 
-    @cached_property
+    @property
     def digest(self) -> str:
         """SHA-256 over the weights, the normalisation and the preprocessing: equal digests answer alike."""
         described = re.sub(r" at 0x[0-9a-f]+", "", repr(self.model))  # an address is not part of what a model is
         total = hashlib.sha256(f"{described}{self.preprocess}".encode())
-        for key, tensor in sorted(self.state_dict(keep_vars=True).items()):
+        # the state dict alone would miss buffers that are not saved with it
+        for key, tensor in sorted((self.state_dict(keep_vars=True) | dict(self.named_buffers())).items()):
             if isinstance(tensor, Tensor):
                 total.update(f"{key}{tuple(tensor.shape)}{tensor.dtype}".encode())
                 total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())

@@ -162,12 +162,18 @@ def report(run: Path, /, *, debug: Annotated[bool, Parameter(show=False, negativ
 
 
 @app.command
-def verify(run: Path, /, *, debug: Annotated[bool, Parameter(show=False, negative="")] = False) -> int:
+def verify(
+    run: Path,
+    /,
+    *,
+    allow_pickle: Annotated[bool, Parameter(help="Read weights that can run code.", negative="")] = False,
+    debug: Annotated[bool, Parameter(show=False, negative="")] = False,
+) -> int:
     """Check every witness of a run against the model; exit 1 if one does not hold."""
     from .verification import verify as check
 
     with _progress() as progress:
-        checked = check(run, progress=lambda done, total: progress("witnesses", done, total, 0))
+        checked = check(run, allow_pickle=allow_pickle, progress=lambda done, total: progress("witnesses", done, total, 0))
     for failure in checked.failures[:20]:
         print(f"does not hold: {failure}")
     unkept = f"; of {checked.not_kept} more broken images no witness was kept" if checked.not_kept else ""
@@ -182,12 +188,15 @@ def _finish(result: Result, seconds: float | None) -> int:
     from .registry import REPORTS
     from .store import explained
 
-    Console().print(REPORTS.get("terminal")(result))
-    for note in result.config["notes"]:
-        print(f"note: {note}")
     with explained(result.folder):
         REPORTS.get("csv")(result)
         path = REPORTS.get("html")(result)
+    console = Console()
+    with console.capture() as table:  # rich would end the process by itself where the reader of our output has gone
+        console.print(REPORTS.get("terminal")(result))
+    print(table.get(), end="")
+    for note in result.config["notes"]:
+        print(f"note: {note}")
     print(f"report: {path}" + (f"  ({seconds:.0f} s)" if seconds is not None else ""))
     undecided = {v.sample_id for v in result.verdicts if v.broken is None}
     if undecided:

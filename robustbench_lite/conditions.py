@@ -64,7 +64,9 @@ def jobs(
         for size in sizes if sizes is not None else [default_eps[used]]:
             threat = ball(used, size)
             aim = "" if target is None else f",target={target}"
-            condition = Condition(f"{name}[{used},{eps_text(size)}{aim}]", "attack", attack=name, norm=used, eps=size, goal=goal)
+            condition = Condition(
+                f"{name}[{used},{eps_text(size)}{aim}]", "attack", attack=name, norm=used, eps=size, goal=goal, target=target
+            )
             if any(job.condition.name == condition.name for job in planned):
                 raise UsageError(f"{condition.name} is asked for twice")
             planned.append(Job(condition, attack, threat, target))

@@ -108,8 +108,10 @@ def evaluate(
         on_bad_image=on_bad_image,
     )
     conditions = [Condition("clean", "clean"), *(job.condition for job in planned)]
+    digest, versions, device_used = classifier.digest, _versions(), local.described(where)
     identity = {
-        "model": classifier.digest,
+        "version": versions["robustbench-lite"],
+        "model": digest,
         "data": images.digest,
         "conditions": [c.name for c in conditions],
         "goal": goal,
@@ -120,7 +122,7 @@ def evaluate(
     config: dict[str, Any] = {
         "identity": identity,
         "command": command,
-        "model": {"name": classifier.name, "recipe": classifier.recipe, "digest": classifier.digest},
+        "model": {"name": classifier.name, "recipe": classifier.recipe, "digest": digest},
         "data": {
             "name": images.name,
             "spec": source if isinstance(source, str) else None,
@@ -138,19 +140,20 @@ def evaluate(
         "seed": seed,
         "precision": identity["precision"],
         "query_budget": query_budget,
-        "device": local.described(where),
-        "versions": _versions(),
+        "device": device_used,
+        "versions": versions,
         "notes": [] if bf16 or precision == "fp32" else ["this processor does not compute in bfloat16: searched in float32"],
         "created": _now(),
-        "sessions": [{"started": _now(), "shuffle_seed": shuffle_seed}],
+        "sessions": [{"started": _now(), "device": device_used, "versions": versions, "shuffle_seed": shuffle_seed}],
     }
     folder = None if out is None else Path(out)
     if folder is not None:
         _make(folder)
-    with Store(folder, config, fresh=fresh) as store, explained(folder), frozen(classifier), moved(classifier, where):
+    with Store(folder, config, fresh=fresh) as store, explained(folder), frozen(classifier), moved(classifier, where), local.exact():
         session = Session(classifier, images, planned, store, options, progress or (lambda *_: None))
         try:
             session.run()
+            session.about["complete"] = True
         finally:
             store.commit(now=True)
             store.close_session({"ended": _now(), **session.about}, session.notes)

@@ -15,7 +15,6 @@ from .pictures import Files
 SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}
 SPLITS = {"train", "training", "val", "valid", "validation", "test"}
 SYNSET = re.compile(r"n\d{8}")
-HEADERS_CHECKED = 5000  # reading more headers than this delays the start by seconds; a damaged file is then met when it is reached
 
 
 def read_folder(root: str, mapping: str | None, preprocess: Preprocess | None) -> LabelledImages:
@@ -49,8 +48,6 @@ def read_folder(root: str, mapping: str | None, preprocess: Preprocess | None) -
     if not paths:
         raise DataError(f"{folder} has no pictures in its {len(names)} sub-folders (looked for {' '.join(sorted(SUFFIXES))})")
     pictures = Files(paths, preprocess)
-    if len(paths) <= HEADERS_CHECKED:
-        _refuse_unreadable(pictures)
     relative = [path.relative_to(folder) for path in paths]
     return LabelledImages(
         pictures,
@@ -61,13 +58,6 @@ def read_folder(root: str, mapping: str | None, preprocess: Preprocess | None) -
         source=f"{len(paths)} pictures in {folder}" + (f"; {left_out} files of other kinds left out" if left_out else ""),
         sizes=[path.stat().st_size for path in paths],
     )
-
-
-def _refuse_unreadable(pictures: Files) -> None:
-    bad = pictures.unreadable()
-    if bad:
-        listed = ", ".join(map(str, bad[:3])) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
-        raise DataError(f"{len(bad)} of {len(pictures)} files cannot be read as pictures: {listed}: repair or remove them")
 
 
 def _indices(names: list[str], mapping: str | None, folder: Path) -> dict[str, int]:

@@ -66,7 +66,6 @@ def load_model(
         "resize": resize,
         "size": size,
         "interpolation": interpolation,
-        "allow_pickle": allow_pickle,
     }
     return classifier.requires_grad_(False)
 

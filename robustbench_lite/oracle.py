@@ -31,12 +31,13 @@ TROUBLE = {BAD_LOGITS: "the model's logits were NaN or infinite", BAD_GRADIENT: 
 @dataclass(frozen=True)
 class Case(Rows):
     """What is asked, per row: the clean images, what may be done to them, what counts as broken, and the class (B,) that an attack
-    on several targets is to aim at in this row, -1 for none."""
+    on several targets is to aim at in this row, -1 for none; `spent` (B,) what earlier lanes of the image have cost."""
 
     origin: Images
     threat: Ball
     criterion: Criterion
     target: Tensor
+    spent: Tensor
 
 
 @dataclass
@@ -125,7 +126,7 @@ class Labels:
 
     def spent(self) -> Tensor:
         """(B,) whether the row's budget is used up."""
-        used = self.ledger.forwards + self.ledger.backwards
+        used = self._case.spent + self.ledger.forwards + self.ledger.backwards
         return used >= self._budget if self._budget is not None else torch.zeros_like(used, dtype=torch.bool)
 
     def _ask(self, x: Images) -> Logits:

@@ -80,19 +80,6 @@ class Files:
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow raises for a damaged file
             raise DataError(f"cannot read the image {self.paths[index]}: {error}") from error
 
-    def unreadable(self) -> list[Path]:
-        """The files whose header is not that of a picture."""
-        from PIL import Image
-
-        bad = []
-        for path in self.paths:
-            try:
-                with Image.open(path) as picture:
-                    picture.verify()
-            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-                bad.append(path)
-        return bad
-
 
 def prepared(picture: Image, preprocess: Preprocess | None) -> Tensor:
     """(C, H, W) float32 in [0, 1]; without a preprocess the picture keeps its size, and its one channel where it is grey."""

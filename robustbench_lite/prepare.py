@@ -45,22 +45,20 @@ class Preparation:
             "folded_layers": self.folded,
             "channels_last": p.memory_format is torch.channels_last,
             "micro_batch": p.micro,
-            "precision": "fp32" if p.reduced is None else str(p.reduced).removeprefix("torch."),
             "as_given_because": self.reason,
         }
 
 
-def prepare(model: nn.Module, probe: Images, *, cut: bool = True, reduced: torch.dtype | None = None) -> Preparation:
+def prepare(model: nn.Module, probe: Images, *, cut: bool = True) -> Preparation:
     """The fastest safe way to run `model`.
 
     Args:
         model: images in [0, 1] -> logits, in eval mode.
         probe: (B, C, H, W) a few images that both models must agree on.
         cut: cut batches so that activations stay in the allocator's own memory; for a CPU.
-        reduced: dtype of autocast, None for float32.
     """
     micro = _micro_batch(model, probe) if cut else None
-    given = Passes(model, micro, reduced=reduced, prepared=reduced is not None)
+    given = Passes(model, micro)
     reason = _unsafe(model)
     if reason:
         return Preparation(given, reason=reason)
@@ -74,7 +72,7 @@ def prepare(model: nn.Module, probe: Images, *, cut: bool = True, reduced: torch
     for layout in (torch.channels_last, torch.contiguous_format):
         fast = replace(given, model=folded.to(memory_format=layout), memory_format=layout, prepared=True)
         try:
-            gap = (replace(fast, reduced=None).logits(probe) - exact).abs().amax()
+            gap = (fast.logits(probe) - exact).abs().amax()
         except RuntimeError:  # a model that calls `view` cannot have channels last
             continue
         if gap <= 1e-3 * exact.abs().amax().clamp(min=1e-6):

@@ -33,6 +33,7 @@ class Condition:
     eps: float | None = None
     severity: int | None = None
     goal: Goal = "first"
+    target: int | str | None = None
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,7 @@ def worst_case(conditions: Sequence[Condition], verdicts: Iterable[Verdict]) -> 
     try are left out: they must not look better than they will be.
     """
     attacks = {c.name: c for c in conditions if c.kind == "attack"}
+    aim = next((f",target={c.target}" for c in attacks.values() if c.target is not None), "")  # one for the whole run
     groups: dict[tuple[str | None, float | None], dict[str, list[Verdict]]] = {}
     for c in attacks.values():
         groups.setdefault((c.norm, c.eps), {})
@@ -101,7 +103,7 @@ def worst_case(conditions: Sequence[Condition], verdicts: Iterable[Verdict]) -> 
             groups[c.norm, c.eps].setdefault(v.sample_id, []).append(v)
     worst_conditions, worst_verdicts = [], []
     for (norm, eps), samples in groups.items():
-        name = f"worst[{norm},{eps_text(eps or 0)}]"
+        name = f"worst[{norm},{eps_text(eps or 0)}{aim}]"
         tried_by_all = [rows for rows in samples.values() if len(rows) == sum((c.norm, c.eps) == (norm, eps) for c in attacks.values())]
         if tried_by_all:
             worst_conditions.append(Condition(name, "worst", norm=norm, eps=eps))

@@ -62,6 +62,7 @@ class Subject:
     image: Callable[[], Tensor]
     criterion: Criterion
     logits: Logits
+    spent: int = 0  # of its query budget, in an earlier search
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,11 @@ class Account:
     found: Finding | None = None
     closed: bool = False
 
+    @property
+    def spent(self) -> int:
+        """Forwards and backwards of the lanes that have ended, and of an earlier search."""
+        return self.subject.spent + (self.found.forwards + self.found.backwards if self.found else 0)
+
 
 @dataclass(frozen=True)
 class Lane:
@@ -188,7 +194,8 @@ class Batch:
         origin = torch.stack([s.image() for s in subjects]).to(device)
         first, *rest = (s.criterion for s in subjects)
         target = torch.tensor([lane.target(plan) for lane in lanes], device=device)
-        case = Case(origin, plan.threat, first.join(*rest), target)
+        spent = torch.tensor([lane.account.spent for lane in lanes], device=device)
+        case = Case(origin, plan.threat, first.join(*rest), target, spent)
         oracle = plan.attack.access(plan.search, case, Ledger.opened(origin, logits), plan.goal, plan.budget)
         state = plan.attack.start(oracle, Streams(plan.seed, plan.condition, [lane.key for lane in lanes], None, device))
         ledger = oracle.ledger

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import blake2b
 from typing import Any, Literal
@@ -17,7 +17,7 @@ from .classifier import Classifier, Logits
 from .conditions import Job, clean_criterion, criterion
 from .criteria import Criterion, Targeted
 from .engines import local
-from .errors import DataError, InvalidEvaluation
+from .errors import DataError, InvalidEvaluation, RunMismatch
 from .labelled import LabelledImages
 from .oracle import BAD_LOGITS, TROUBLE
 from .passes import Passes, settle
@@ -95,18 +95,25 @@ class Session:
         conditions = ["clean", *(job.condition.name for job in self.planned)]
         complete = set.intersection(*(self.store.decided(name) for name in conditions))
         todo = [key for key in self.order if key not in complete]
+        probe = self._probe(self.order)
+        self.given = Passes(self.classifier)
+        for key, image in zip(self.probed, probe, strict=True):
+            self._same_image(key, image)
+        self._same_answers(probe)
         if todo:
-            self._prepare(self._probe(todo))
+            self._prepare(probe)
             answers = self._clean(todo)
             for job in self.planned:
                 self._attack(job, answers)
 
     def _probe(self, ids: list[str]) -> Tensor:
         """(B, C, H, W) the first few images that can be read."""
-        found = []
+        found: list[Tensor] = []
+        self.probed: list[str] = []
         for key in ids:
             try:
                 found.append(self._load(key))
+                self.probed.append(key)
             except DataError:
                 if key == ids[-1] and not found:
                     raise
@@ -138,7 +145,7 @@ class Session:
             self.about["prepared"] = preparation.described()
         self.searches = [search]
         if options.bf16:
-            self.searches.insert(0, Passes(search.model, search.micro, search.memory_format, torch.bfloat16, prepared=True))
+            self.searches.insert(0, replace(search, reduced=torch.bfloat16, prepared=True))
         self.about["batch_size"] = self.batch_size
 
     def _load(self, sample_id: str) -> Tensor:
@@ -195,7 +202,7 @@ class Session:
                 logits = settle(self.given, torch.stack(list(loaded.values())).to(self.options.device), rule)
                 wrong, finite = (rule.margin(logits) > 0).tolist(), logits.isfinite().all(1).tolist()
                 for row, ((key, image), said) in enumerate(zip(loaded.items(), self._said(loaded, logits), strict=True)):
-                    self.store.add_sample(self.position[key], key, image_digest(image))
+                    self._same_image(key, image)
                     trouble = None if finite[row] else TROUBLE[BAD_LOGITS]
                     answers.append(Answer(key, logits[row : row + 1], None, trouble, said, wrong[row]))
             yield answers
@@ -245,7 +252,7 @@ class Session:
             rule = rules.take(slice(row, row + 1))
             if isinstance(rule, Targeted) and bool(rule.target == rule.labels):
                 left_out += 1
-            elif met[row]:
+            elif met[row] or answer.wrong:  # also of a targeted run: what is wrong without an attack is not robust
                 self.store.add(self._verdict(name, answer, answer.said, broken=True, broken_by="clean", target=_target(rule)))
             else:
                 subjects.append(Subject(answer.id, partial(self._load, answer.id), rule, logits[row : row + 1]))
@@ -267,7 +274,7 @@ class Session:
                 self.options.goal,
                 self.options.seed,
                 self.options.query_budget,
-                side_by_side=self.options.device.type != "cpu",
+                side_by_side=self.options.device.type != "cpu" and self.options.query_budget is None,
             )
             size = self.batch_size if getattr(job.attack, "batched", True) else 1
             survivors = []
@@ -278,7 +285,7 @@ class Session:
                     findings = [f for f in findings if f.broken]
                 yield findings
             earlier = {f.id: f for f in survivors}
-            subjects = [by_id[f.id] for f in survivors]
+            subjects = [replace(by_id[f.id], spent=f.forwards + f.backwards) for f in survivors]
 
     def _record(self, job: Job, finding: Finding, answer: Answer, said: Said) -> None:
         assert answer.logits is not None
@@ -307,6 +314,25 @@ class Session:
         )
 
     # ------------------------------------------------------------------ verdicts
+
+    def _same_image(self, key: str, image: Tensor) -> None:
+        """Record what the image was, or check that it is still that."""
+        before, now = self.store.sample(key), image_digest(image)
+        if before is None:
+            self.store.add_sample(self.position[key], key, now)
+        elif before != now:
+            raise RunMismatch(f"image {key} is not the one that this run began with: choose another --out, or --fresh to start over")
+
+    def _same_answers(self, probe: Tensor) -> None:
+        """Refuse to go on with a model that answers otherwise than when the run began: its code may have changed, which no digest sees."""
+        known = {row: before for row, key in enumerate(self.probed) if (before := self.store.clean_said(key)) is not None}
+        said = self._said(self.probed, self.given.logits(probe)) if known else []
+        for row, was in known.items():
+            if was[0] != said[row][0] or abs(was[1] - said[row][1]) > 1e-3:
+                raise RunMismatch(
+                    f"{self.classifier.name} says {said[row]} of {self.probed[row]}, and said {was} when this run began: "
+                    "choose another --out, or --fresh to start over"
+                )
 
     def _said(self, ids: Iterable[str], logits: Logits) -> list[Said]:
         """What logits (B, K) say of the images with these ids."""

@@ -23,7 +23,8 @@ from .results import VERDICT_FIELDS, Condition, Result, Verdict, Witness, worst_
 JSON_FIELDS = {"label", "clean_prediction", "prediction"}  # a class, or one 0/1 per finding
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO}
 OURS = ("run.json", "results.sqlite", "results.sqlite-wal", "results.sqlite-shm", "lock.sqlite", "lock.sqlite-journal", "table.csv",
-        "samples.csv", "report.html", "witnesses")  # fmt: skip
+        "samples.csv", "report.html", "witnesses",
+        "run.json.partial", "table.csv.partial", "samples.csv.partial", "report.html.partial")  # fmt: skip
 
 SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS verdicts ({", ".join(f'"{name}"' for name in VERDICT_FIELDS)}, PRIMARY KEY (condition, sample_id)) WITHOUT ROWID;
@@ -68,14 +69,19 @@ class Store:
         if fresh:
             _clear(folder)
         self._check_identity(folder)
+        self.write_config()  # before there is a database, which would belong to nobody without it
         self._database = sqlite3.connect(folder / "results.sqlite")
         self._database.execute("PRAGMA journal_mode=WAL")
         self._database.execute("PRAGMA synchronous=NORMAL")
         self._database.executescript(SCHEMA)
-        self.write_config()
 
     def _check_identity(self, folder: Path) -> None:
         if not (folder / "run.json").exists():
+            if _has_verdicts(folder):
+                raise RunMismatch(
+                    f"{folder} holds verdicts but no run.json that says of what: choose another --out, or --fresh to start over"
+                )
+            (folder / "results.sqlite").unlink(missing_ok=True)
             return
         before = read_config(folder)
         mine, theirs = self.config["identity"], before["identity"]
@@ -107,6 +113,17 @@ class Store:
 
     def add_sample(self, position: int, sample_id: str, image_digest: str) -> None:
         self._database.execute("INSERT OR REPLACE INTO samples VALUES (?, ?, ?)", (position, sample_id, image_digest))
+
+    def sample(self, sample_id: str) -> str | None:
+        """SHA-256 of a clean image as this run first saw it."""
+        row = self._database.execute("SELECT image FROM samples WHERE sample_id = ?", (sample_id,)).fetchone()
+        return None if row is None else str(row[0])
+
+    def clean_said(self, sample_id: str) -> tuple[Any, float] | None:
+        """The clean prediction and its confidence, None where they are not known."""
+        sql = "SELECT prediction, confidence FROM verdicts WHERE condition = 'clean' AND sample_id = ? AND broken IS NOT NULL"
+        row = self._database.execute(sql, (sample_id,)).fetchone()
+        return None if row is None else (json.loads(row[0]), float(row[1]))
 
     def add(self, verdict: Verdict) -> None:
         values = [json.dumps(value) if name in JSON_FIELDS else value for name, value in vars(verdict).items()]
@@ -229,9 +246,13 @@ def _result(
     for row in database.execute(sql):
         verdict = _verdict(row)
         by_condition.setdefault(verdict.condition, []).append(verdict)
-    conditions = [Condition(**c) for c in config["conditions"] if c["name"] in by_condition]
+    planned = [Condition(**c) for c in config["conditions"]]
+    conditions = [c for c in planned if c.name in by_condition]
     verdicts = [v for c in conditions for v in by_condition[c.name]]
-    worst_conditions, worst_verdicts = worst_case(conditions, verdicts)
+    worst_conditions, worst_verdicts = worst_case(planned, verdicts)
+    if not any(session.get("complete") for session in config["sessions"]):
+        counts = ", ".join(f"{c.name} {len(by_condition.get(c.name, []))}" for c in planned)
+        config = {**config, "notes": [*config["notes"], f"UNFINISHED: of {config['data']['n']} images, verdicts for {counts}"]}
     hashes = {(v.condition, v.sample_id): v.witness for v in verdicts if v.witness}
 
     def witness(condition: str, sample_id: str) -> Witness | None:
@@ -276,7 +297,21 @@ def _locked(folder: Path) -> sqlite3.Connection:
 
 def _clear(folder: Path) -> None:
     """Remove what a run wrote, and nothing else."""
-    if (folder / "run.json").exists() and (folder / "results.sqlite").exists():
+    if (folder / "results.sqlite").exists():
         shutil.rmtree(folder / "witnesses", ignore_errors=True)
-        for name in set(OURS) - {"witnesses", "lock.sqlite", "lock.sqlite-journal"}:
-            (folder / name).unlink(missing_ok=True)
+        for name in OURS:
+            if name not in ("witnesses", "lock.sqlite", "lock.sqlite-journal", "run.json"):
+                (folder / name).unlink(missing_ok=True)
+        (folder / "run.json").unlink(missing_ok=True)  # last: results without it would belong to nobody
+
+
+def _has_verdicts(folder: Path) -> bool:
+    if not (folder / "results.sqlite").exists():
+        return False
+    database = sqlite3.connect(folder / "results.sqlite")
+    try:
+        return database.execute("SELECT 1 FROM verdicts LIMIT 1").fetchone() is not None
+    except sqlite3.OperationalError:  # the table was not even made
+        return False
+    finally:
+        database.close()

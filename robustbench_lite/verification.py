@@ -30,7 +30,9 @@ class Checked:
     not_kept: int
 
 
-def verify(run: str | Path, model: nn.Module | None = None, progress: Callable[[int, int], None] | None = None) -> Checked:
+def verify(
+    run: str | Path, model: nn.Module | None = None, progress: Callable[[int, int], None] | None = None, *, allow_pickle: bool = False
+) -> Checked:
     """Re-check every witness of a run.
 
     A witness holds when its file is unchanged, its clean image is the one that the run saw, its adversarial image is in [0, 1] and
@@ -38,7 +40,9 @@ def verify(run: str | Path, model: nn.Module | None = None, progress: Callable[[
 
     Args:
         run: the run's folder.
-        model: the model, where the run was started from Python with a model that has no name.
+        model: the model, where the run was started from Python with a model that has no name. Else the one that run.json names is
+            loaded, its Python code included: verify only runs whose model you would run.
+        allow_pickle: as for `load_model`.
 
     Raises:
         UsageError: not a run, one that kept no witnesses, or a model that cannot be had by name.
@@ -48,7 +52,9 @@ def verify(run: str | Path, model: nn.Module | None = None, progress: Callable[[
     recipe = result.config["model"]["recipe"]
     if model is None and recipe is None:
         raise UsageError(f"{run} was made from Python with a model that has no name: call robustbench_lite.verify(run, model)")
-    classifier = load_model(**recipe) if model is None else model if isinstance(model, Classifier) else Classifier(model)
+    classifier = (
+        load_model(**recipe, allow_pickle=allow_pickle) if model is None else model if isinstance(model, Classifier) else Classifier(model)
+    )
     if classifier.digest != result.config["model"]["digest"]:
         raise RunMismatch(f"this {classifier.name} is not the model that {run} evaluated: its weights or its preprocessing differ")
     conditions = {c.name: c for c in result.conditions if c.kind == "attack"}

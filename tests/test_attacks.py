@@ -83,7 +83,7 @@ def test_verdicts_do_not_depend_on_the_batch(attack: Run, net: Any, pictures: An
 def test_every_iterate_is_an_image_in_the_ball(net: Any, pictures: Any, streams: Any, spec: str, norm: str) -> None:
     model, x = net(), pictures(6)
     made, threat = ATTACKS.build(spec), ball(norm, EPS[norm])
-    case = Case(x, threat, Misclassified(model(x).argmax(1)), torch.full((6,), -1))
+    case = Case(x, threat, Misclassified(model(x).argmax(1)), torch.full((6,), -1), torch.zeros(6, dtype=torch.long))
     oracle = made.access(Passes(model), case, Ledger.opened(x, model(x)))
     state = made.start(oracle, streams(6))
     assert threat.contains(state.x, x).all()

@@ -12,7 +12,6 @@ import pytest
 import torch
 from PIL import Image
 
-from robustbench_lite import imagefolder
 from robustbench_lite.classifier import Preprocess
 from robustbench_lite.data import load_data
 from robustbench_lite.errors import DataError
@@ -110,13 +109,10 @@ def test_folders_without_classes_are_refused(tmp_path: Path) -> None:
         load_data(f"imagefolder:{tmp_path / 'pets'}")
 
 
-def test_unreadable_pictures_are_named_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_pictures_are_named_when_they_are_reached(tmp_path: Path) -> None:
     root = folder_of(tmp_path / "pets", ["cat", "dog"], each=4)
     for number in range(4):
         (root / "dog" / f"{number}.png").write_bytes(b"no picture" * number)
-    with pytest.raises(DataError, match=r"4 of 8 files cannot be read as pictures: .*dog/0\.png, .* and 1 more"):
-        load_data(f"imagefolder:{root}")
-    monkeypatch.setattr(imagefolder, "HEADERS_CHECKED", 7)  # as in a folder too large to look through at the start
     images = load_data(f"imagefolder:{root}")
     assert images[0][0].shape == (3, 6, 8)
     with pytest.raises(DataError, match=r"cannot read the image .*dog/2\.png"):

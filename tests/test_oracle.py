@@ -32,7 +32,7 @@ def door(
     model = (model or Brightness()).eval()
     images = torch.full((rows, 1, 2, 2), origin)
     rule = Misclassified(torch.zeros(rows, dtype=torch.long))
-    case = Case(images, ball("linf", eps), rule, torch.full((rows,), -1))
+    case = Case(images, ball("linf", eps), rule, torch.full((rows,), -1), torch.zeros(rows, dtype=torch.long))
     return kind(Passes(model), case, Ledger.opened(images, torch.zeros(rows, 2)), **more)
 
 
@@ -54,7 +54,7 @@ def test_a_door_that_was_not_granted_does_not_exist() -> None:
 def test_the_doors_answer_as_the_model_does(net: Callable[..., nn.Module], pictures: Callable[..., Tensor]) -> None:
     model, x = net(5), pictures(6)
     rule = Misclassified(torch.arange(6) % 5)
-    case = Case(x, ball("linf", 1.0), rule, torch.full((6,), -1))
+    case = Case(x, ball("linf", 1.0), rule, torch.full((6,), -1), torch.zeros(6, dtype=torch.long))
     for micro in (None, 4):
         asked = WhiteBox(Passes(model, micro), case, Ledger.opened(x, model(x)))
         assert torch.allclose(asked.logits(x), model(x), atol=1e-5)
@@ -72,7 +72,9 @@ def test_the_doors_answer_as_the_model_does(net: Callable[..., nn.Module], pictu
 def test_the_jacobian_equals_autograds(net: Callable[..., nn.Module], pictures: Callable[..., Tensor], micro: int | None) -> None:
     model, x = net(5), pictures(6)
     classes = torch.tensor([[0, 3], [1, 1], [4, 2], [0, 1], [2, 3], [4, 0]])
-    case = Case(x, ball("linf", 1.0), Misclassified(torch.zeros(6, dtype=torch.long)), torch.full((6,), -1))
+    case = Case(
+        x, ball("linf", 1.0), Misclassified(torch.zeros(6, dtype=torch.long)), torch.full((6,), -1), torch.zeros(6, dtype=torch.long)
+    )
     asked = WhiteBox(Passes(model, micro), case, Ledger.opened(x, model(x)))
     logits, slopes = asked.jacobian(x, classes)
     for row in range(6):

@@ -31,7 +31,7 @@ with warnings.catch_warnings(action="ignore"):  # it imports a name from where s
 pytestmark = [pytest.mark.peers, pytest.mark.timeout(1200)]
 
 Peer = Callable[[Classifier, Tensor, Tensor, float], Tensor]
-STEPS, SHARE = 20, 0.1
+STEPS, SHARE = 10, 0.2
 SIZES = {("digits_cnn", "linf"): (0.03, 0.05, 0.07), ("digits_cnn", "l2"): (0.5, 1.0, 1.5),
          ("efficientnet_lite0", "linf"): (0.1 / 255, 0.25 / 255), ("efficientnet_lite0", "l2"): (0.05, 0.15)}  # fmt: skip
 
@@ -108,7 +108,7 @@ def test_from_the_same_starts_they_break_nothing_more(model: str, norm: str) -> 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_from_their_own_starts_they_are_not_stronger(norm: str) -> None:
-    """Other random starts break other images. Measured over six seeds that is a difference of -9 to 5 of 400 a run, and of 2 in 7,200
+    """Other random starts break other images. Measured over six seeds that is a difference of -5 to 5 of 400 a run, and of 2 in 7,200
     altogether; so what only the peer breaks must stay within two standard deviations of what only we break."""
     classifier, x, y, images = images_of("digits_cnn", 400)
     for name, peer in (("foolbox", foolbox_pgd(norm)), ("torchattacks", torchattacks_pgd(norm))):
@@ -162,7 +162,7 @@ def iterates(spec: str, classifier: Classifier, x: Tensor, y: Tensor, norm: str,
     attack = ATTACKS.build(spec)
     with torch.no_grad():
         logits = classifier(x)
-    case = Case(x, ball(norm, eps), Misclassified(y), torch.full_like(y, -1))
+    case = Case(x, ball(norm, eps), Misclassified(y), torch.full_like(y, -1), torch.zeros_like(y))
     oracle = WhiteBox(Passes(classifier), case, Ledger.opened(x, logits))
     keys = [(str(i), 0) for i in range(len(x))]
     state = attack.start(oracle, Streams(0, "", keys, None, x.device))
@@ -176,7 +176,8 @@ def test_fgsm_and_bim_images_are_theirs(model: str, eps: float) -> None:
     """Without randomness the images themselves must agree, but for pixels whose gradient is zero up to rounding."""
     import torchattacks
 
-    classifier, x, y, _ = images_of(model, 50 if model == "digits_cnn" else None)
+    # torchattacks climbs the batch's mean loss: dividing by a power of two rounds nothing, so even its later steps can be the same
+    classifier, x, y, _ = images_of(model, 64 if model == "digits_cnn" else 16)
     theirs = foolbox.PyTorchModel(classifier, bounds=(0, 1))
     fgsm, bim = iterates("fgsm", classifier, x, y, "linf", eps), iterates("bim:steps=5,step_size=0.25", classifier, x, y, "linf", eps)
     pairs = {

@@ -250,11 +250,3 @@ def test_the_micro_batch_keeps_activations_small_and_no_hook_behind() -> None:
     assert micro * bytes_of_one < CACHE <= 2 * micro * bytes_of_one
     assert prepare(model, probe(), cut=False).passes.micro is None
     assert not any(module._forward_hooks for module in model.modules())
-
-
-def test_reduced_precision_is_always_settled() -> None:
-    model = used(Block(TopK()))
-    done = prepare(model, probe(), reduced=torch.bfloat16)
-    assert done.passes.prepared
-    assert done.described()["precision"] == "bfloat16"
-    assert done.passes.logits(probe()).dtype == torch.float32

@@ -6,6 +6,7 @@ import ctypes
 import gc
 import platform
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
 import torch
@@ -27,7 +28,8 @@ def pick_device(name: str = "auto") -> torch.device:
     kind = name.split(":")[0]
     if kind not in here:
         raise UsageError(f"unknown device {name!r}: use {', '.join(DEVICES)} or cuda:N")
-    if not here[kind] or (kind == "cuda" and ":" in name and int(name.split(":")[1]) >= torch.cuda.device_count()):
+    number = name.partition(":")[2] or "0"
+    if not here[kind] or not number.isdigit() or (kind == "cuda" and int(number) >= torch.cuda.device_count()):
         raise UsageError(f"there is no device {name!r} on this machine: use --device auto")
     return torch.device(name)
 
@@ -66,8 +68,20 @@ def tune_process() -> None:
         libc.mallopt(trim_threshold, 2**31 - 1)
 
 
+@contextmanager
+def exact() -> Iterator[None]:
+    """Float32 that is float32: without TF32, which accelerators use in its place unless told otherwise, for as long as this lasts."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
 def out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+    said = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and any(words in str(error) for words in said))
 
 
 class Identified(Protocol):

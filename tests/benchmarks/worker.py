@@ -11,7 +11,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
@@ -132,7 +132,7 @@ def prepared(task: Task) -> Run:
 
 def prepared_bf16(task: Task) -> Run:
     tune_process()
-    search = prepare(task.model.requires_grad_(False), task.x[:4], reduced=torch.bfloat16).passes
+    search = replace(prepare(task.model.requires_grad_(False), task.x[:4]).passes, reduced=torch.bfloat16, prepared=True)
     return _scheduled(task, search, Passes(task.model, search.micro))
 
 
