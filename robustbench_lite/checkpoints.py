@@ -60,11 +60,12 @@ def _read_torch(file: Path, allow_pickle: bool) -> Any:
             warnings.simplefilter("ignore", UserWarning)
             return torch.load(file, map_location="cpu", weights_only=not allow_pickle)
     except pickle.UnpicklingError as error:
-        refused = re.search(r"GLOBAL (\S+)", str(error)) or re.search(r"(unsupported operand|Unsupported \w+)", str(error), re.IGNORECASE)
-        if refused is None:
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        asks = f"its pickle asks for {refused[1]}" if refused else "it is a plain pickle"
+        if refused is None and not re.match(rb"\x80[\x03-\x05].", file.read_bytes()[:3], re.DOTALL):  # a pickle's first bytes
             raise ModelError(f"{file} is damaged or no file of torch.save: {_first_line(error)}") from error
         raise ModelError(
-            f"{file} holds more than weights: its pickle asks for {refused[1]}, which could run code; "
+            f"{file} holds more than weights: {asks}, which could run code; "
             "save model.state_dict() alone, or pass --allow-pickle if you trust where the file comes from"
         ) from error
     except Exception as error:  # a cut-off zip, a short read, or with allow_pickle whatever the file's own classes raise

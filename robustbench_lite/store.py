@@ -252,7 +252,7 @@ def _result(
     worst_conditions, worst_verdicts = worst_case(planned, verdicts)
     if not any(session.get("complete") for session in config["sessions"]):
         counts = ", ".join(f"{c.name} {len(by_condition.get(c.name, []))}" for c in planned)
-        config = {**config, "notes": [*config["notes"], f"UNFINISHED: of {config['data']['n']} images, verdicts for {counts}"]}
+        config = {**config, "notes": [*config["notes"], f"UNFINISHED: verdicts so far for {counts}"]}
     hashes = {(v.condition, v.sample_id): v.witness for v in verdicts if v.witness}
 
     def witness(condition: str, sample_id: str) -> Witness | None:
