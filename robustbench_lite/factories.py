@@ -40,7 +40,7 @@ def build_model(spec: str, num_classes: int | None = None) -> Classifier:
             built = build(num_classes=num_classes) if takes_classes else build()
         except RobustEvalError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ModelError(f"{spec} failed: {_told(error)}") from error
     if isinstance(built, Classifier):
         return built
@@ -64,7 +64,7 @@ def _module(place: str, spec: str) -> ModuleType:
     if not place.endswith(".py"):
         try:
             return importlib.import_module(place)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ModelError(f"cannot import {place!r} for the model {spec!r}: {_told(error)}") from error
     file = Path(place).expanduser().resolve()
     if not file.is_file():
@@ -77,7 +77,7 @@ def _module(place: str, spec: str) -> ModuleType:
     sys.modules[name] = module  # dataclasses and pickle look their module up here
     try:
         described.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise ModelError(f"cannot import {place} for the model {spec!r}: {_told(error)}") from error
     return module
@@ -91,7 +91,7 @@ def _function(module: ModuleType, name: str, spec: str) -> Callable[..., Any]:
     return build  # type: ignore[no-any-return]  # callable() does not narrow Any
 
 
-def _told(error: Exception) -> str:
+def _told(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 

@@ -90,7 +90,8 @@ class Store:
                 was, now = (json.dumps(identity.get(key))[:80] for identity in (theirs, mine))
                 differ = f"{folder} is a run with another {key} ({was} there, {now} here)"
                 raise RunMismatch(f"{differ}: choose another --out, or --fresh to start over")
-        self.config = {**self.config, "created": before["created"], "sessions": before["sessions"] + self.config["sessions"]}
+        kept = {"created": before["created"], "sessions": before["sessions"] + self.config["sessions"]}
+        self.config = {**self.config, **kept, "notes": list(dict.fromkeys([*before["notes"], *self.config["notes"]]))}
 
     def write_config(self) -> None:
         if self.folder is not None:

@@ -99,7 +99,7 @@ def test_a_finished_run_is_read_from_its_folder(tmp_path: Path) -> None:
     assert [v.broken for v in result.of("worst[linf,4/255]")] == [True, False]
     assert result.seconds == {PGD.name: 3.5, "worst[linf,4/255]": 3.5}
     assert result.config["notes"] == ["a note"]
-    assert result.config["sessions"] == [{"started": "now", "ended": "later"}]
+    assert result.config["sessions"] == [{"started": "now", "ended": "later", "complete": True}]
     assert read_image_digests(folder) == {"a": "digest of a", "b": "digest of b"}
 
 
