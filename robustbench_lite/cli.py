@@ -189,8 +189,7 @@ def _finish(result: Result, seconds: float | None) -> int:
     from .store import explained
 
     with explained(result.folder):
-        REPORTS.get("csv")(result)
-        path = REPORTS.get("html")(result)
+        path = result.write()
     console = Console()
     with console.capture() as table:  # rich would end the process by itself where the reader of our output has gone
         console.print(REPORTS.get("terminal")(result))

@@ -199,6 +199,14 @@ class Result:
         rows = [table_row(c, by_condition[c.name], model, data, self.seconds.get(c.name, 0.0)) for c in self.conditions]
         return pd.DataFrame(rows, columns=list(TABLE_COLUMNS)).astype({"severity": "Int64"})
 
+    def write(self) -> Path:
+        """Write `table.csv`, `samples.csv` and `report.html` into the run's folder; the path of the last."""
+        from .registry import REPORTS
+
+        REPORTS.get("csv")(self)
+        path: Path = REPORTS.get("html")(self)
+        return path
+
     def _repr_html_(self) -> str:
         from .registry import REPORTS
 
