@@ -120,6 +120,7 @@ SECTIONS = {
         "| task | variant | ratio | from |",
         lambda: (
             whole_run("digits_cnn, most survive", ("evaluated", "bare", *PEERS), 20, 5)
+            + whole_run("resnet18, 64 images, all survive", ("evaluated", "foolbox", "torchattacks"), 10, 3)
             + whole_run("efficientnet_lite0, all broken", ("evaluated", *PEERS), 20, 3)
         ),
     ),

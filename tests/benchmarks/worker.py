@@ -86,6 +86,7 @@ TASKS: dict[str, Callable[[int], Task]] = {
     "resnet50, 64 images": lambda steps: resnet50(64, steps),
     "resnet18, 64 images": lambda steps: resnet18(64, steps),
     "resnet18, 128 images": lambda steps: resnet18(128, steps),
+    "resnet18, 64 images, all survive": lambda steps: replace(resnet18(64, steps), eps=1e-6),
     "efficientnet_lite0, all broken": lambda steps: real("efficientnet_lite0", 4 / 255, steps),
     "digits_cnn, most survive": lambda steps: real("digits_cnn", 0.02, steps),
 }
