@@ -78,8 +78,10 @@ def test_a_models_own_prefix_stays() -> None:
 
 
 def test_old_files_without_batch_counts_load() -> None:
-    state = {key: value for key, value in network().state_dict().items() if not key.endswith("num_batches_tracked")}
-    load_into(network(), state, "f", "net")
+    state = {key: value + 1 for key, value in network().state_dict().items() if not key.endswith("num_batches_tracked")}
+    model = network()
+    load_into(model, state, "f", "net")
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in state.items())
 
 
 def test_another_class_count_names_the_flag() -> None:
