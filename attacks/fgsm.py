@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from robustbench_lite.losses import Loss
 from robustbench_lite.oracle import WhiteBox
+from robustbench_lite.plan import State
 from robustbench_lite.registry import attack
-from robustbench_lite.scheduler import State
 from robustbench_lite.streams import Streams
 
 

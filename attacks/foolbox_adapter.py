@@ -1,23 +1,19 @@
 """Every attack of foolbox (Rauber et al., JOSS 2020, https://doi.org/10.21105/joss.02607), as `foolbox:NAME`."""
 
 import inspect
-import random
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
 from robustbench_lite.criteria import Misclassified, Targeted
 from robustbench_lite.errors import BadSpec, UnknownName, did_you_mean
 from robustbench_lite.oracle import WholeModel
+from robustbench_lite.plan import State
 from robustbench_lite.registry import Spec, attack
-from robustbench_lite.scheduler import State
-from robustbench_lite.streams import Streams
+from robustbench_lite.streams import Streams, seeded
 
 POWERS = {"linf": float("inf"), "l2": 2, "l1": 1, "l0": 0}
 
@@ -93,7 +89,7 @@ class Foolbox:
 
     def start(self, oracle: WholeModel, draw: Streams) -> State:
         model = _library().PyTorchModel(_Counted(oracle), bounds=(0, 1), device=oracle.origin.device)
-        with _own_random_state(draw.seeds("foolbox")[0]):
+        with seeded(draw.seeds("foolbox")[0]):
             try:
                 found, _, _ = self.build(oracle.threat.norm)(model, oracle.origin, _criterion(oracle), epsilons=float(oracle.threat.eps))
             except (ValueError, TypeError, NotImplementedError, ImportError) as error:  # what foolbox's attacks refuse with
@@ -158,18 +154,3 @@ def _criterion(oracle: WholeModel) -> Any:
             return criteria.TargetedMisclassification(target)
         case other:
             raise BadSpec(f"foolbox's attacks know classes only, not {type(other).__name__}")
-
-
-@contextmanager
-def _own_random_state(seed: int) -> Iterator[None]:
-    """Global random state of torch, numpy and Python, seeded for as long as this lasts and put back afterwards."""
-    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 - foolbox draws from numpy's global state
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002
-        random.seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(legacy)  # noqa: NPY002

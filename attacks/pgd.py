@@ -9,9 +9,9 @@ from torch import Tensor
 
 from robustbench_lite.losses import Loss
 from robustbench_lite.oracle import WhiteBox
+from robustbench_lite.plan import State
 from robustbench_lite.registry import attack
 from robustbench_lite.rows import per_sample
-from robustbench_lite.scheduler import State
 from robustbench_lite.streams import Streams
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .classifier import Classifier, Images, Logits
 from .errors import DataError, InvalidEvaluation, ModelError
 from .oracle import WhiteBox
-from .scheduler import Attack
+from .plan import Attack
 
 
 def checked(image: Tensor, sample_id: str) -> Tensor:

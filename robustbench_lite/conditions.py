@@ -12,9 +12,9 @@ from torch import Tensor
 from .classifier import Logits
 from .criteria import Criterion, Misclassified, MultiLabel, Targeted
 from .errors import UsageError
+from .plan import Attack
 from .registry import ATTACKS, number
 from .results import Condition, Goal, eps_text
-from .scheduler import Attack
 from .threat import Ball, ball
 
 Target = int | Literal["least-likely"]

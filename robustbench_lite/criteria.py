@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from .classifier import Labels, Logits
 from .errors import BadSpec
-from .losses import LOSSES, margin, targeted_dlr
+from .losses import LOSSES, gap, margin, reaching_dlr, targeted_dlr
 from .rows import Rows
 
 
@@ -25,16 +25,26 @@ class Criterion(Rows):
         """(B,) positive exactly where broken; its size says by how much."""
 
     def loss(self, logits: Logits, loss: str | Callable[..., Tensor]) -> Tensor:
-        """(B,) the loss to be climbed.
+        """(B,) the loss to be climbed: ce, dlr, margin, or gap (to the target of the row, where it has one).
 
         Raises:
-            BadSpec: this criterion has no such loss.
+            BadSpec: a loss of the user's own, which needs class labels.
         """
         if callable(loss):
             raise BadSpec(f"a loss of your own needs class labels, which {type(self).__name__} does not have: use loss=margin")
-        if loss != "margin":
-            raise BadSpec(f"the loss {loss!r} is not defined for {type(self).__name__}: use loss=margin")
+        return self.cross_entropy(logits) if loss == "ce" else self.margin(logits)
+
+    def cross_entropy(self, logits: Logits) -> Tensor:
+        """(B,) it falls as the image comes nearer to being right."""
         return self.margin(logits)
+
+    def aims(self, logits: Logits) -> Tensor:
+        """(M,) what an attack may aim at one after the other, nearest first, for a record of one row with logits (1, K). None: empty."""
+        return torch.empty(0, dtype=torch.long)
+
+    def aimed(self, target: Tensor) -> Criterion:
+        """The criterion to be climbed where each row aims at its target (B,), one of `aims`."""
+        return self
 
     def predict(self, logits: Logits) -> Tensor:
         """(B,) predicted class, or (B, K) 0/1 for a multi-label model."""
@@ -63,7 +73,14 @@ class Misclassified(Criterion):
     def loss(self, logits: Logits, loss: str | Callable[..., Tensor]) -> Tensor:
         if callable(loss):
             return loss(logits, self.labels)
-        return LOSSES[loss](logits, self.labels)
+        return LOSSES["margin" if loss == "gap" else loss](logits, self.labels)
+
+    def aims(self, logits: Logits) -> Tensor:
+        order = logits[0].argsort(descending=True)
+        return order[order != self.labels[0]]
+
+    def aimed(self, target: Tensor) -> Criterion:
+        return Rival(self.labels, target)
 
 
 @dataclass(frozen=True)
@@ -78,7 +95,30 @@ class Targeted(Criterion):
 
     def loss(self, logits: Logits, loss: str | Callable[..., Tensor]) -> Tensor:
         if loss == "dlr":
+            return reaching_dlr(logits, self.target)
+        if loss == "gap":
+            return gap(logits, self.labels, self.target)
+        return -(loss if callable(loss) else LOSSES[loss])(logits, self.target)
+
+    def aims(self, logits: Logits) -> Tensor:
+        return self.target
+
+
+@dataclass(frozen=True)
+class Rival(Criterion):
+    """Broken when the target is ahead of the label: what an attack on several wrong classes climbs. labels, target: (B,)."""
+
+    labels: Labels
+    target: Labels
+
+    def margin(self, logits: Logits) -> Tensor:
+        return gap(logits, self.labels, self.target)
+
+    def loss(self, logits: Logits, loss: str | Callable[..., Tensor]) -> Tensor:
+        if loss == "dlr":
             return targeted_dlr(logits, self.labels, self.target)
+        if loss in ("margin", "gap"):
+            return self.margin(logits)
         return -(loss if callable(loss) else LOSSES[loss])(logits, self.target)
 
 
@@ -94,6 +134,17 @@ class Towards(Criterion):
         hit = self.classes.gather(1, logits.argmax(1, keepdim=True))[:, 0]
         return _as_argmax_breaks_ties(inside - outside, hit)
 
+    def cross_entropy(self, logits: Logits) -> Tensor:
+        """Log-probability of the classes together."""
+        return logits.masked_fill(~self.classes, -torch.inf).logsumexp(1) - logits.logsumexp(1)
+
+    def aims(self, logits: Logits) -> Tensor:
+        order = logits[0].argsort(descending=True)
+        return order[self.classes[0][order]]
+
+    def aimed(self, target: Tensor) -> Criterion:
+        return Towards(torch.zeros_like(self.classes).scatter(1, target[:, None], True))
+
 
 @dataclass(frozen=True)
 class OrdinalShift(Criterion):
@@ -103,9 +154,20 @@ class OrdinalShift(Criterion):
     steps: int = 1
 
     def margin(self, logits: Logits) -> Tensor:
+        return self._far(logits).margin(logits)
+
+    def cross_entropy(self, logits: Logits) -> Tensor:
+        return self._far(logits).cross_entropy(logits)
+
+    def aims(self, logits: Logits) -> Tensor:
+        return self._far(logits).aims(logits)
+
+    def aimed(self, target: Tensor) -> Criterion:
+        return Rival(self.labels, target)
+
+    def _far(self, logits: Logits) -> Towards:
         grades = torch.arange(logits.shape[1], device=logits.device)
-        far = (grades - self.labels[:, None]).abs() >= self.steps
-        return Towards(far).margin(logits)
+        return Towards((grades - self.labels[:, None]).abs() >= self.steps)
 
 
 @dataclass(frozen=True)
@@ -118,6 +180,13 @@ class Binary(Criterion):
     def margin(self, logits: Logits) -> Tensor:
         above = logits[:, 0] - self.threshold
         return _as_argmax_breaks_ties(torch.where(self.labels == 1, -above, above), self.labels == 1)
+
+    def cross_entropy(self, logits: Logits) -> Tensor:
+        each = functional.binary_cross_entropy_with_logits(logits[:, 0] - self.threshold, self.labels.to(logits.dtype), reduction="none")
+        return each
+
+    def aims(self, logits: Logits) -> Tensor:
+        return 1 - self.labels
 
     def predict(self, logits: Logits) -> Tensor:
         return (logits[:, 0] > self.threshold).long()
@@ -138,20 +207,48 @@ class MultiLabel(Criterion):
     named: tuple[int, ...] | None = None
 
     def margin(self, logits: Logits) -> Tensor:
-        present = self.labels == 1
-        gaps = _as_argmax_breaks_ties(torch.where(present, -logits, logits), present)
+        gaps = self._gaps(logits)
         if self.named is not None:
             gaps = gaps[:, list(self.named)]
         return gaps.amax(1) if self.which == "any" else gaps.amin(1)
 
-    def loss(self, logits: Logits, loss: str | Callable[..., Tensor]) -> Tensor:
-        if loss == "ce":
-            each = functional.binary_cross_entropy_with_logits(logits, self.labels.to(logits.dtype), reduction="none")
-            return (each if self.named is None else each[:, list(self.named)]).sum(1)
-        return super().loss(logits, loss)
+    def cross_entropy(self, logits: Logits) -> Tensor:
+        each = functional.binary_cross_entropy_with_logits(logits, self.labels.to(logits.dtype), reduction="none")
+        return (each if self.named is None else each[:, list(self.named)]).sum(1)
+
+    def aims(self, logits: Logits) -> Tensor:
+        """Findings, where one of them is enough."""
+        if self.which == "all":
+            return super().aims(logits)
+        order = self._gaps(logits)[0].argsort(descending=True)
+        return order if self.named is None else order[torch.isin(order, torch.tensor(self.named, device=order.device))]
+
+    def aimed(self, target: Tensor) -> Criterion:
+        return OneFinding(self.labels, target)
+
+    def _gaps(self, logits: Logits) -> Tensor:
+        present = self.labels == 1
+        return _as_argmax_breaks_ties(torch.where(present, -logits, logits), present)
 
     def predict(self, logits: Logits) -> Tensor:
         return (logits > 0).long()
 
     def confidence(self, logits: Logits) -> Tensor:
         return logits.abs().sigmoid().amin(1)
+
+
+@dataclass(frozen=True)
+class OneFinding(Criterion):
+    """Broken when one finding of several is wrong. labels: (B, K) 0 or 1; finding: (B,)."""
+
+    labels: Labels
+    finding: Tensor
+
+    def margin(self, logits: Logits) -> Tensor:
+        return Binary(self._one(self.labels)[:, 0]).margin(self._one(logits))
+
+    def cross_entropy(self, logits: Logits) -> Tensor:
+        return Binary(self._one(self.labels)[:, 0]).cross_entropy(self._one(logits))
+
+    def _one(self, values: Tensor) -> Tensor:
+        return values.gather(1, self.finding[:, None])

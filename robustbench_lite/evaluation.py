@@ -21,8 +21,8 @@ from .engines import local
 from .errors import UsageError
 from .labelled import LabelledImages, from_arrays, from_loader
 from .models import load_model
+from .plan import Attack
 from .results import Condition, Goal, Result
-from .scheduler import Attack
 from .session import Options, Progress, Session
 from .store import Store, explained
 

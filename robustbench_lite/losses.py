@@ -32,13 +32,26 @@ def dlr(logits: Logits, labels: Labels) -> Tensor:
     return margin(logits, labels) / (top[:, 0] - top[:, 2] + 1e-12)
 
 
+def gap(logits: Logits, labels: Labels, target: Labels) -> Tensor:
+    """The target's logit minus the label's."""
+    return (logits.gather(1, target[:, None]) - logits.gather(1, labels[:, None]))[:, 0]
+
+
 def targeted_dlr(logits: Logits, labels: Labels, target: Labels) -> Tensor:
-    """Its targeted form (eq. 7): climbs towards the class `target`."""
-    ahead = (logits.gather(1, target[:, None]) - logits.gather(1, labels[:, None]))[:, 0]
+    """Its targeted form (eq. 7): climbs from the label to the class `target`; below four classes, the gap between the two."""
+    return gap(logits, labels, target) / _spread(logits)
+
+
+def reaching_dlr(logits: Logits, target: Labels) -> Tensor:
+    """The same where the prediction must become the target: past every other class, and not only past the label."""
+    return -margin(logits, target) / _spread(logits)
+
+
+def _spread(logits: Logits) -> Tensor:
     if logits.shape[1] < 4:
-        return ahead
+        return torch.ones_like(logits[:, 0])
     top = logits.topk(4, dim=1).values
-    return ahead / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
+    return top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12
 
 
 LOSSES: dict[str, LossFunction] = {"ce": cross_entropy, "dlr": dlr, "margin": margin}

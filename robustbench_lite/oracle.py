@@ -3,6 +3,7 @@
     Labels    predict(x)                   decision-based black box
     Scores    + logits(x)                  score-based black box
     WhiteBox  + gradient(x, loss), jacobian(x, classes)
+    Surrogate the same of another model; the one attacked is asked once, at the end
     WholeModel + answer(x)                 for foreign attacks
 
 An attack names the door it needs (`access = Scores`) and is handed exactly that: a door that was not granted does not exist.
@@ -30,12 +31,14 @@ TROUBLE = {BAD_LOGITS: "the model's logits were NaN or infinite", BAD_GRADIENT: 
 
 @dataclass(frozen=True)
 class Case(Rows):
-    """What is asked, per row: the clean images, what may be done to them, what counts as broken, and the class (B,) that an attack
-    on several targets is to aim at in this row, -1 for none; `spent` (B,) what earlier lanes of the image have cost."""
+    """What is asked, per row: the clean images, what may be done to them, what counts as broken; and for an attack on several
+    targets, the criterion that it climbs towards the `target` (B,) of this row, which is else -1. `spent` (B,) is what earlier lanes of
+    the image have cost."""
 
     origin: Images
     threat: Ball
     criterion: Criterion
+    aim: Criterion
     target: Tensor
     spent: Tensor
 
@@ -45,7 +48,7 @@ class Ledger(Rows):
     """What was found, per row; the oracle writes it, the scheduler reads it.
 
     `best` is the image of highest margin asked about so far (goal `closest`: the nearest one that broke), with its logits, margin
-    and distance. `fresh` marks a best that is new since it was last settled.
+    and distance. `fresh` marks a best that is new since it was last settled; `flat`, that every gradient so far was exactly zero.
     """
 
     best: Images
@@ -56,6 +59,7 @@ class Ledger(Rows):
     forwards: Tensor
     backwards: Tensor
     trouble: Tensor
+    flat: Tensor
 
     @classmethod
     def opened(cls, origin: Images, clean_logits: Logits) -> Ledger:
@@ -64,12 +68,13 @@ class Ledger(Rows):
         return cls(
             best=origin.clone(),
             logits=clean_logits.clone(),
-            margin=torch.full((rows,), -torch.inf, device=device),
-            distance=torch.zeros(rows, device=device),
+            margin=torch.full((rows,), -torch.inf, device=device, dtype=clean_logits.dtype),
+            distance=torch.zeros(rows, device=device, dtype=origin.dtype),
             fresh=torch.zeros(rows, dtype=torch.bool, device=device),
             forwards=count,
             backwards=count.clone(),
             trouble=count.clone(),
+            flat=torch.ones(rows, dtype=torch.bool, device=device),
         )
 
 
@@ -114,9 +119,14 @@ class Labels:
             return torch.stack([self.criterion.predict(logits) for logits in self._ask(x).unbind(1)], 1)
         return self.criterion.predict(self._ask(x))
 
-    def ask(self, x: Images, passes: Passes | None = None) -> None:
-        """Judge x and tell nothing: for the scheduler, which may ask another preparation of the same model."""
-        self._judge(x, (passes or self._passes).logits(x), forwards=1)
+    def ask(self, x: Images, passes: Passes) -> None:
+        """Judge x by a model of the scheduler's and tell nothing."""
+        self._judge(x, passes.logits(x), forwards=passes.draws)
+
+    def look(self, x: Images) -> None:
+        """For the scheduler, after every step: an attack that asked about other images only is to be judged at x."""
+        if not self.judged:
+            self.ask(x, self._passes)
 
     def take(self, rows: Selection) -> Self:
         return type(self)(self._passes, self._case.take(rows), self.ledger.take(rows), self._goal, self._budget)
@@ -126,39 +136,56 @@ class Labels:
 
     def spent(self) -> Tensor:
         """(B,) whether the row's budget is used up."""
-        used = self._case.spent + self.ledger.forwards + self.ledger.backwards
+        used = self._spent()
         return used >= self._budget if self._budget is not None else torch.zeros_like(used, dtype=torch.bool)
+
+    def _spent(self) -> Tensor:
+        return self._case.spent + self.ledger.forwards + self.ledger.backwards
 
     def _ask(self, x: Images) -> Logits:
         """Logits (B, K) or, for x (B, Q, C, H, W), (B, Q, K)."""
-        if x.dim() == 4:
-            logits = self._passes.logits(x)
-            self._judge(x, logits, forwards=1)
-            return logits
-        logits = self._passes.logits(x.flatten(0, 1))
-        logits = logits.reshape(*x.shape[:2], logits.shape[1])
-        for query in range(x.shape[1]):
-            self._judge(x[:, query], logits[:, query], forwards=1)
+        logits = self._passes.logits(x if x.dim() == 4 else x.flatten(0, 1))
+        logits = logits.view(*x.shape[:2], -1) if x.dim() == 5 else logits
+        self._judge(x, logits, forwards=self._passes.draws)
         return logits
 
     def _judge(self, x: Images, logits: Logits, *, forwards: int, backwards: int = 0) -> None:
+        """Count, and keep what is better than the best so far. x (B, C, H, W), or (B, Q, C, H, W) for Q queries that cost so much each."""
         ledger, self.judged = self.ledger, True
-        within_budget = ~self.spent()
-        ledger.forwards = ledger.forwards + forwards
+        if x.dim() == 4:
+            x, logits = x[:, None], logits[:, None]
+        rows, queries = logits.shape[:2]
+        of = torch.arange(rows, device=x.device).repeat_interleave(queries)  # the row of every query
+        spent = self._spent()[:, None] + forwards * torch.arange(queries, device=x.device)
+        ledger.forwards = ledger.forwards + forwards * queries
         ledger.backwards = ledger.backwards + backwards
-        finite = logits.isfinite().all(1)
-        ledger.trouble = torch.where((ledger.trouble == FINE) & ~finite, BAD_LOGITS, ledger.trouble)
-        margin = self.criterion.margin(logits)
-        candidate = finite & within_budget & ((margin > 0) if self._goal == "closest" else (margin > ledger.margin))
+        finite = logits.isfinite().all(2)
+        ledger.trouble = torch.where((ledger.trouble == FINE) & ~finite.all(1), BAD_LOGITS, ledger.trouble)
+        criterion = self.criterion if queries == 1 else self.criterion.take(of)
+        margin = criterion.margin(logits.flatten(0, 1)).view(rows, queries)
+        candidate = finite & ((margin > 0) if self._goal == "closest" else (margin > ledger.margin[:, None]))
+        if self._budget is not None:
+            candidate &= spent < self._budget
         if not candidate.any():
             return
-        x = x.detach()
-        distance = self.threat.distance(x, self.origin)
-        better = candidate & self.threat.allows(x, distance)
+        some = candidate.flatten().nonzero()[:, 0]
+        images, origin = x.detach().flatten(0, 1)[some], self.origin[of[some]]
+        threat = self.threat.take(of[some])
+        distance = threat.distance(images, origin)
+        worth = -distance if self._goal == "closest" else margin.flatten()[some]
+        worth = worth.masked_fill(~threat.allows(images, distance), -torch.inf)
+        # the best query of each row; the first of equals
+        ranked = (
+            torch.full((rows * queries,), -torch.inf, device=x.device, dtype=worth.dtype).index_copy(0, some, worth).view(rows, queries)
+        )
+        value, query = ranked.max(1)
+        better = value > -torch.inf
         if self._goal == "closest":
-            better &= (distance < ledger.distance) | (ledger.margin <= 0)
-        ledger.best[better], ledger.logits[better] = x[better], logits[better]
-        ledger.margin[better], ledger.distance[better], ledger.fresh[better] = margin[better], distance[better], True
+            better &= (-value < ledger.distance) | (ledger.margin <= 0)
+        index = better.nonzero()[:, 0]
+        chosen = torch.searchsorted(some, index * queries + query[index])
+        ledger.best[index], ledger.logits[index] = images[chosen], logits[index, query[index]]
+        ledger.margin[index], ledger.distance[index], ledger.fresh[index] = margin[index, query[index]], distance[chosen], True
 
 
 class Scores(Labels):
@@ -176,27 +203,57 @@ class WhiteBox(Scores):
 
     name = "white box"
 
-    def gradient(self, x: Images, loss: str | Callable[..., Tensor]) -> tuple[Logits, Images]:
+    def gradient(self, x: Images, loss: str | Callable[..., Tensor], *, aside: bool = False) -> tuple[Logits, Images]:
         """(logits (B, K), gradient of the loss at x), in one forward and one backward.
 
         A row whose gradient is not finite becomes undecided, and gets a gradient of zero so that its images stay images.
+
+        Args:
+            loss: ce, dlr, margin or gap, towards the row's target where it has one; or a function of logits and labels.
+            aside: x is not the attack's own image but a transformed one or a neighbour, so that its own is still to be judged.
         """
-        logits, gradient = self._passes.gradient(x, self.criterion, loss)
-        self._judge(x, logits, forwards=1, backwards=1)
+        before = self.judged
+        logits, gradient = self._passes.gradient(x, self._case.aim, loss)
+        self._judge(x, logits, forwards=self._passes.draws, backwards=self._passes.draws)
+        self.judged = before if aside else True
         return logits, self._finite(gradient)
+
+    def loss(self, logits: Logits, loss: str | Callable[..., Tensor]) -> Tensor:
+        """(B,) the value of what `gradient` climbs, at logits that it returned."""
+        return self._case.aim.loss(logits, loss)
 
     def jacobian(self, x: Images, classes: Tensor) -> tuple[Logits, Tensor]:
         """(logits (B, K), gradients (B, M, C, H, W) of the logits in classes (B, M)), in one forward and M backwards."""
         logits, gradients = self._passes.jacobian(x, classes)
-        self._judge(x, logits, forwards=1, backwards=classes.shape[1])
+        self._judge(x, logits, forwards=self._passes.draws, backwards=classes.shape[1] * self._passes.draws)
         return logits, self._finite(gradients)
 
     def _finite(self, gradient: Tensor) -> Tensor:
-        if not gradient.sum().isfinite():  # one pass over the pixels; which row it was is asked only then
-            fine = gradient.isfinite().flatten(1).all(1)
-            self.ledger.trouble = torch.where((self.ledger.trouble == FINE) & ~fine, BAD_GRADIENT, self.ledger.trouble)
+        ledger, size = self.ledger, torch.linalg.vector_norm(gradient.flatten(1), ord=torch.inf, dim=1)  # NaN comes through it
+        ledger.flat = ledger.flat & (size == 0)
+        fine = size.isfinite()
+        if not fine.all():
+            ledger.trouble = torch.where((ledger.trouble == FINE) & ~fine, BAD_GRADIENT, ledger.trouble)
             gradient = torch.where(fine.view(-1, *(1,) * (gradient.dim() - 1)), gradient, torch.zeros_like(gradient))
         return gradient
+
+
+class Surrogate(WhiteBox):
+    """Another model with its gradients, in place of the one that is attacked, which judges the last image only (`ask`)."""
+
+    name = "surrogate"
+
+    def look(self, x: Images) -> None:
+        """The model attacked answers at the verdict and not before."""
+
+    def ask(self, x: Images, passes: Passes) -> None:
+        super()._judge(x, passes.logits(x), forwards=passes.draws)
+
+    def _judge(self, x: Images, logits: Logits, *, forwards: int, backwards: int = 0) -> None:
+        ledger, queries = self.ledger, x.shape[1] if x.dim() == 5 else 1
+        ledger.forwards, ledger.backwards = ledger.forwards + forwards * queries, ledger.backwards + backwards
+        finite = logits.isfinite().flatten(1).all(1)
+        ledger.trouble = torch.where((ledger.trouble == FINE) & ~finite, BAD_LOGITS, ledger.trouble)
 
 
 class WholeModel(WhiteBox):
@@ -208,8 +265,7 @@ class WholeModel(WhiteBox):
         """(N, K) for N images about the one row, connected to x by the autograd graph."""
         logits: Logits = self._passes.model(x)
         detached = logits.detach()
-        for query in range(len(x)):
-            self._judge(x[query : query + 1].detach(), detached[query : query + 1], forwards=1)
+        self._judge(x.detach()[None], detached[None], forwards=1)
         if logits.requires_grad:
             logits.register_hook(self._count_backward)  # type: ignore[no-untyped-call]  # torch's
         return logits

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from .classifier import Images, Logits
 from .criteria import Criterion
+
+Answers = TypeVar("Answers", bound=tuple[Tensor, ...])
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,7 @@ class Passes:
         memory_format: of the images that the model is given.
         reduced: dtype of autocast, None for float32 as it is.
         prepared: the model is not the one that was given (folded, or in reduced precision), so what it says is to be settled.
+        draws: how often a randomised model is asked; answers and gradients are means over them (Athalye et al., ICML 2018, EOT).
     """
 
     model: nn.Module
@@ -29,38 +33,55 @@ class Passes:
     memory_format: torch.memory_format = torch.contiguous_format
     reduced: torch.dtype | None = None
     prepared: bool = False
+    draws: int = 1
 
     def logits(self, x: Images) -> Logits:
-        """(B, K) float32."""
+        """(B, K), float32 unless the model computes in float64."""
         with torch.no_grad():
-            parts = [self._forward(x[rows]).float() for rows in self._chunks(len(x))]
-        return torch.cat(parts) if len(parts) > 1 else parts[0]
+            return self._mean(lambda: (torch.cat([self._forward(x[rows]) for rows in self._chunks(len(x))]),))[0]
 
     def gradient(self, x: Images, criterion: Criterion, loss: str | Callable[..., Tensor]) -> tuple[Logits, Images]:
-        """Logits at x, and the gradient of the criterion's loss there: one forward and one backward."""
-        logits, gradients = [], []
-        for rows in self._chunks(len(x)):
-            part = x[rows].detach().requires_grad_()
-            with torch.enable_grad():
-                answer = self._forward(part).float()
-                (slope,) = torch.autograd.grad(criterion.take(rows).loss(answer, loss).sum(), part)
-            logits.append(answer.detach())
-            gradients.append(slope)
-        return (torch.cat(logits), torch.cat(gradients)) if len(logits) > 1 else (logits[0], gradients[0])
+        """Logits at x, and the gradient of the criterion's loss there: one forward and one backward a draw."""
+
+        def once() -> tuple[Logits, Images]:
+            logits, gradients = [], []
+            for rows in self._chunks(len(x)):
+                part = x[rows].detach().requires_grad_()
+                with torch.enable_grad():
+                    answer = self._forward(part)
+                    (slope,) = torch.autograd.grad(criterion.take(rows).loss(answer, loss).sum(), part)
+                logits.append(answer.detach())
+                gradients.append(slope)
+            return (torch.cat(logits), torch.cat(gradients)) if len(logits) > 1 else (logits[0], gradients[0])
+
+        return self._mean(once)
 
     def jacobian(self, x: Images, classes: Tensor) -> tuple[Logits, Tensor]:
-        """Logits at x, and the gradients (B, M, C, H, W) of the logits named in classes (B, M): one forward, M backwards."""
-        logits, gradients = [], []
-        for rows in self._chunks(len(x)):
-            part = x[rows].detach().requires_grad_()
-            with torch.enable_grad():
-                answer = self._forward(part).float()
-                wanted = answer.gather(1, classes[rows])
-                last = wanted.shape[1] - 1
-                slopes = [torch.autograd.grad(wanted[:, m].sum(), part, retain_graph=m < last)[0] for m in range(last + 1)]
-            logits.append(answer.detach())
-            gradients.append(torch.stack(slopes, 1))
-        return torch.cat(logits), torch.cat(gradients)
+        """Logits at x, and the gradients (B, M, C, H, W) of the logits named in classes (B, M): one forward, M backwards a draw."""
+
+        def once() -> tuple[Logits, Tensor]:
+            logits, gradients = [], []
+            for rows in self._chunks(len(x)):
+                part = x[rows].detach().requires_grad_()
+                with torch.enable_grad():
+                    answer = self._forward(part)
+                    wanted = answer.gather(1, classes[rows])
+                    last = wanted.shape[1] - 1
+                    slopes = [torch.autograd.grad(wanted[:, m].sum(), part, retain_graph=m < last)[0] for m in range(last + 1)]
+                logits.append(answer.detach())
+                gradients.append(torch.stack(slopes, 1))
+            return torch.cat(logits), torch.cat(gradients)
+
+        return self._mean(once)
+
+    def _mean(self, once: Callable[[], Answers]) -> Answers:
+        first = once()
+        if self.draws == 1:
+            return first
+        sums = list(first)
+        for _ in range(self.draws - 1):
+            sums = [total + more for total, more in zip(sums, once(), strict=True)]
+        return cast(Answers, tuple(total / self.draws for total in sums))
 
     def _chunks(self, rows: int) -> Iterator[slice]:
         step = self.micro or rows
@@ -69,24 +90,6 @@ class Passes:
 
     def _forward(self, x: Images) -> Logits:
         x = x.contiguous(memory_format=self.memory_format)
-        if self.reduced is None:
+        with torch.autocast(x.device.type, dtype=self.reduced, enabled=self.reduced is not None):
             answer: Logits = self.model(x)
-            return answer
-        with torch.autocast(x.device.type, dtype=self.reduced):
-            answer = self.model(x)
-        return answer
-
-
-def settle(given: Passes, x: Images, criterion: Criterion) -> Logits:
-    """A fresh float32 forward on the model as given, whose verdict does not hang on who else was in the batch.
-
-    Sums in a large batch are rounded otherwise than in a small one. Where the margin is not clear of that noise, the image is
-    asked about once more, alone, as `verify` does; so too where two classes are that near to each other.
-    """
-    logits = given.logits(x)
-    noise = 1e-4 * logits.abs().flatten(1).amax(1).clamp(min=1e-30)
-    top = logits.topk(min(2, logits.shape[1]), dim=1).values
-    unclear = (criterion.margin(logits).abs() <= noise) | (top[:, 0] - top[:, -1] <= noise)
-    for row in unclear.nonzero()[:, 0].tolist() if len(x) > 1 else ():
-        logits[row] = given.logits(x[row : row + 1])[0]
-    return logits
+        return answer if answer.dtype == torch.float64 else answer.float()

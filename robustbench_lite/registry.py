@@ -7,8 +7,9 @@ by a decorator:
     @dataclass(frozen=True)
     class PGD: ...
 
-A spec string names one and sets its parameters: `pgd`, `pgd:steps=100,restarts=5,loss=dlr`, `npz:/data/test.npz`. A package of
-somebody else's adds its own through an entry point in the group `robustbench_lite.attacks` (`.models`, `.data`, ...).
+A spec string names one and sets its parameters: `pgd`, `pgd:steps=100,restarts=5,loss=dlr`, `npz:/data/test.npz`. Several that are
+made to work together are written with a plus: `sgm:gamma=0.5+mi+di`. A package of somebody else's adds its own through an entry point
+in the group `robustbench_lite.attacks` (`.models`, `.data`, ...).
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ class Registry:
     packages: tuple[str, ...]
     group: str
     found: dict[str, Callable[..., Any]] = field(default_factory=dict)
+    aliases: dict[str, str] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)  # entry points that could not be imported, with the reason
     loaded: bool = False
 
@@ -77,6 +79,7 @@ class Registry:
 
     def get(self, name: str) -> Callable[..., Any]:
         self._load()
+        name = self.aliases.get(name, name)
         if name in self.broken and name not in self.found:
             raise BadSpec(f"the {self.kind} {name!r} could not be imported: {self.broken[name]}")
         if name not in self.found:
@@ -92,8 +95,15 @@ class Registry:
 
         Raises:
             UnknownName: nothing is registered under the name.
-            BadSpec: a parameter that it does not have, or a value of the wrong type.
+            BadSpec: a parameter that it does not have, a value of the wrong type, or things that do not work together.
         """
+        several = re.split(r"\+(?=[A-Za-z])", spec)
+        if len(several) > 1 and ":/" not in spec:  # a plus may stand in a path
+            made = [self.build(part) for part in several]
+            combined = next((thing.combined for thing in made if hasattr(thing, "combined")), None)
+            if combined is None:
+                raise BadSpec(f"{several[0]} cannot be combined with {several[1]}")
+            return combined(made)
         parsed = Spec.parse(spec)
         target = self.get(parsed.name)
         if hasattr(target, "from_spec"):
@@ -224,11 +234,12 @@ DATA = Registry("data", ("robustbench_lite.data",), "robustbench_lite.data")
 REPORTS = Registry("report", ("robustbench_lite.reports",), "robustbench_lite.reports")
 
 
-def _decorator(registry: Registry) -> Callable[[str], Callable[[C], C]]:
-    def named(name: str) -> Callable[[C], C]:
+def _decorator(registry: Registry) -> Callable[..., Callable[[C], C]]:
+    def named(name: str, *aliases: str) -> Callable[[C], C]:
+        registry.aliases.update(dict.fromkeys(aliases, name))
         return lambda thing: registry.register(name, thing)
 
-    named.__doc__ = f"Register a {registry.kind} under a name."
+    named.__doc__ = f"Register a {registry.kind} under a name, and under others that it is known by."
     return named
 
 

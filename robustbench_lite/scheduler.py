@@ -7,127 +7,18 @@ broken (goal `first`), when its steps or its budget are used up, or when the mod
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Protocol, Self
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from .classifier import Images, Logits
-from .criteria import Criterion
 from .oracle import FINE, TROUBLE, Case, Labels, Ledger
-from .passes import Passes, settle
-from .results import Goal
+from .plan import Finding, Plan, State, Subject
 from .rows import Rows, Selection
-from .streams import Streams
-from .threat import Ball
-
-
-@dataclass(frozen=True)
-class State(Rows):
-    """What an attack remembers between two steps; attacks add fields. Every field is a tensor with the row first.
-
-    x: (B, C, H, W) the current images. t: (B,) steps done: the rows of one batch may be at different steps.
-    """
-
-    x: Images
-    t: Tensor
-
-    @classmethod
-    def at(cls, x: Images, **more: Tensor) -> Self:
-        return cls(x=x, t=torch.zeros(len(x), dtype=torch.long, device=x.device), **more)
-
-    def moved(self, x: Images, **more: Tensor) -> Self:
-        """One step on, at x."""
-        return replace(self, x=x, t=self.t + 1, **more)
-
-
-class Attack(Protocol):
-    """A frozen dataclass whose fields are its hyper-parameters. It may also have `restarts` and `targets` (how many of each to try)."""
-
-    access: ClassVar[type[Labels]]
-    norms: ClassVar[tuple[str, ...]]
-    steps: int
-
-    def start(self, oracle: Any, draw: Streams) -> State: ...
-    def step(self, oracle: Any, state: Any, draw: Streams) -> State: ...
-
-
-@dataclass(frozen=True)
-class Subject:
-    """An image to be attacked: criterion and logits are records of one row, logits the clean ones (1, K)."""
-
-    id: str
-    image: Callable[[], Tensor]
-    criterion: Criterion
-    logits: Logits
-    spent: int = 0  # of its query budget, in an earlier search
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What came of one image: `image` (C, H, W) is the witness where broken, else the image of highest margin, with its logits (K,)."""
-
-    id: str
-    broken: bool | None
-    reason: str | None
-    image: Tensor
-    logits: Tensor
-    margin: float
-    distance: float
-    restart: int
-    target: int | None
-    steps: int
-    forwards: int
-    backwards: int
-    reduced: bool = False  # the search ran in reduced precision
-
-    def merged(self, other: Finding, goal: Goal) -> Finding:
-        """The better of two lanes of one image, with the cost of both."""
-
-        def rank(f: Finding) -> tuple[bool, bool, float]:
-            return bool(f.broken), f.broken is None, (-f.distance if f.broken and goal == "closest" else f.margin)
-
-        first, second = sorted((self, other), key=rank)
-        return second.after(first)
-
-    def after(self, earlier: Finding) -> Finding:
-        """This finding, with the cost of an earlier search added."""
-        return replace(
-            self,
-            steps=self.steps + earlier.steps,
-            forwards=self.forwards + earlier.forwards,
-            backwards=self.backwards + earlier.backwards,
-        )
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How a set of images is attacked.
-
-    Args:
-        search: the model that the attack asks, perhaps prepared.
-        given: the model as it was given, in float32: it settles every witness.
-        side_by_side: where no image waits, fill the batch with further lanes of the images in it. Pays on an accelerator.
-    """
-
-    attack: Attack
-    threat: Ball
-    condition: str
-    search: Passes
-    given: Passes
-    goal: Goal = "first"
-    seed: int = 0
-    budget: int | None = None
-    side_by_side: bool = False
-
-    def targets(self, subject: Subject) -> int:
-        """How many targets are tried, 1 for an attack without: there are no more than other classes."""
-        return max(1, min(getattr(self.attack, "targets", 0), subject.logits.shape[1] - 1))
-
-    def lanes(self, subject: Subject) -> int:
-        return int(getattr(self.attack, "restarts", 1)) * self.targets(subject)
+from .streams import Streams, seeded
 
 
 @dataclass
@@ -150,7 +41,7 @@ class Account:
 class Lane:
     account: Account
     restart: int
-    rank: int  # of the target among the other classes, by clean logit
+    rank: int  # of the target among the criterion's aims
 
     @property
     def key(self) -> tuple[str, int]:
@@ -158,11 +49,8 @@ class Lane:
 
     def target(self, plan: Plan) -> int:
         subject = self.account.subject
-        if not getattr(plan.attack, "targets", 0):
-            return -1
-        order = subject.logits[0].argsort(descending=True)
-        others = order[order != subject.criterion.predict(subject.logits)[0]]
-        return int(others[self.rank])
+        aims = subject.criterion.aims(subject.logits)
+        return int(aims[self.rank]) if getattr(plan.attack, "targets", 0) and len(aims) else -1
 
 
 @dataclass(frozen=True)
@@ -195,8 +83,10 @@ class Batch:
         first, *rest = (s.criterion for s in subjects)
         target = torch.tensor([lane.target(plan) for lane in lanes], device=device)
         spent = torch.tensor([lane.account.spent for lane in lanes], device=device)
-        case = Case(origin, plan.threat, first.join(*rest), target, spent)
-        oracle = plan.attack.access(plan.search, case, Ledger.opened(origin, logits), plan.goal, plan.budget)
+        criterion = first.join(*rest)
+        aim = criterion.aimed(target) if getattr(plan.attack, "targets", 0) else criterion
+        case = Case(origin, plan.threat, criterion, aim, target, spent)
+        oracle = plan.door(plan.search, case, Ledger.opened(origin, logits), plan.goal, plan.budget)
         state = plan.attack.start(oracle, Streams(plan.seed, plan.condition, [lane.key for lane in lanes], None, device))
         ledger = oracle.ledger
         found = torch.zeros(len(lanes), dtype=torch.bool, device=device)
@@ -210,8 +100,7 @@ class Batch:
         oracle.judged = False
         draw = Streams(plan.seed, plan.condition, [lane.key for lane in self.lanes], self.state.t, self.state.x.device)
         self.state = plan.attack.step(oracle, self.state, draw)
-        if not oracle.judged:  # it asked about transformed images or another model only
-            oracle.ask(self.state.x)
+        oracle.look(self.state.x)
         self.settle()
 
     def settle(self, everything: bool = False) -> None:
@@ -230,7 +119,7 @@ class Batch:
         if not len(index):
             return
         criterion = self.oracle.criterion.take(index)
-        logits = settle(self.plan.given, ledger.best[index], criterion)
+        logits = self.plan.judge.logits(ledger.best[index], criterion, [self.lanes[row].key[0] for row in index.tolist()])
         margin = criterion.margin(logits)
         holds = (margin > 0) & logits.isfinite().all(1)
         ledger.logits[index] = logits
@@ -265,7 +154,7 @@ class Batch:
         everything = self.plan.search.prepared or self.plan.goal == "full"
         self.settle(everything)
         if ask:
-            self.oracle.ask(self.state.x, self.plan.given)
+            self.oracle.ask(self.state.x, self.plan.judge.passes)
             self.settle(everything)
 
     def take(self, rows: Selection) -> Batch:
@@ -299,6 +188,7 @@ class Batch:
                     forwards=int(ledger.forwards[row]),
                     backwards=int(ledger.backwards[row]),
                     reduced=self.plan.search.reduced is not None,
+                    flat=bool(ledger.flat[row]) and bool(ledger.backwards[row]),
                 ),
             )
 
@@ -350,18 +240,27 @@ def run(plan: Plan, subjects: Iterable[Subject], batch_size: int) -> Iterator[li
     """Attack the subjects; after every step, the images that were decided in it (often none). Each image comes once."""
     queue = Queue(plan, deque(Account(s) for s in subjects))
     batch: Batch | None = None
+    tick = 0
     while batch is not None or queue.waiting:
-        room = batch_size - (len(batch.lanes) if batch else 0)
-        # not for every single place: an attack that asks the model when it starts would do so in tiny batches
-        if (batch is None or room >= max(1, batch_size // 4)) and (lanes := queue.next(room)):
-            new = Batch.started(plan, lanes)
-            batch = batch.join(new) if batch else new
-        assert batch is not None
-        batch = _let_go(batch, queue)
-        if batch is not None:
-            batch.step()
-            batch = _let_go(batch, queue)
+        tick += 1
+        with seeded(plan.seed, plan.condition, "search", tick) if plan.random else nullcontext():
+            batch = _tick(plan, queue, batch, batch_size)
         yield queue.emit()
+
+
+def _tick(plan: Plan, queue: Queue, batch: Batch | None, batch_size: int) -> Batch | None:
+    """Let waiting lanes in, take a step, let the finished ones go."""
+    room = batch_size - (len(batch.lanes) if batch else 0)
+    # not for every single place: an attack that asks the model when it starts would do so in tiny batches
+    if (batch is None or room >= max(1, batch_size // 4)) and (lanes := queue.next(room)):
+        new = Batch.started(plan, lanes)
+        batch = batch.join(new) if batch else new
+    assert batch is not None
+    batch = _let_go(batch, queue)
+    if batch is not None:
+        batch.step()
+        batch = _let_go(batch, queue)
+    return batch
 
 
 def _let_go(batch: Batch, queue: Queue) -> Batch | None:

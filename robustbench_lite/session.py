@@ -18,12 +18,14 @@ from .conditions import Job, clean_criterion, criterion
 from .criteria import Criterion, Targeted
 from .engines import local
 from .errors import DataError, InvalidEvaluation, RunMismatch
+from .judge import Judge
 from .labelled import LabelledImages
 from .oracle import BAD_LOGITS, TROUBLE
-from .passes import Passes, settle
+from .passes import Passes
+from .plan import Finding, Plan, Subject
 from .prepare import prepare
 from .results import Goal, Verdict, Witness
-from .scheduler import Finding, Plan, Subject, run
+from .scheduler import run
 from .store import Store
 from .witnesses import image_digest
 
@@ -96,7 +98,7 @@ class Session:
         complete = set.intersection(*(self.store.decided(name) for name in conditions))
         todo = [key for key in self.order if key not in complete]
         probe = self._probe(self.order)
-        self.given = Passes(self.classifier)
+        self.judge = Judge(Passes(self.classifier))
         for key, image in zip(self.probed, probe, strict=True):
             self._same_image(key, image)
         self._same_answers(probe)
@@ -137,11 +139,11 @@ class Session:
         need_gradients(self.classifier, probe, [(str(job.condition.attack), job.attack) for job in self.planned])
         size = options.batch_size
         self.batch_size = local.pick_batch_size(probe[0].numel(), options.device) if size == "auto" else size
-        self.given = search = Passes(self.classifier)
+        search = Passes(self.classifier)
         if options.prepare:
             preparation = prepare(self.classifier, probe, cut=options.device.type == "cpu")
             search = preparation.passes
-            self.given = Passes(self.classifier, search.micro)
+            self.judge = Judge(Passes(self.classifier, search.micro))
             self.about["prepared"] = preparation.described()
         self.searches = [search]
         if options.bf16:
@@ -199,7 +201,7 @@ class Session:
                     answers.append(Answer(key, unusable=str(error), trouble=str(error)))
             if loaded:
                 rule = clean_criterion(self._labels(loaded))
-                logits = settle(self.given, torch.stack(list(loaded.values())).to(self.options.device), rule)
+                logits = self.judge.logits(torch.stack(list(loaded.values())).to(self.options.device), rule, list(loaded))
                 wrong, finite = (rule.margin(logits) > 0).tolist(), logits.isfinite().all(1).tolist()
                 for row, ((key, image), said) in enumerate(zip(loaded.items(), self._said(loaded, logits), strict=True)):
                     self._same_image(key, image)
@@ -270,7 +272,7 @@ class Session:
                 job.threat.to(self.options.device),
                 job.condition.name,
                 search,
-                self.given,
+                self.judge,
                 self.options.goal,
                 self.options.seed,
                 self.options.query_budget,
@@ -326,7 +328,7 @@ class Session:
     def _same_answers(self, probe: Tensor) -> None:
         """Refuse to go on with a model that answers otherwise than when the run began: its code may have changed, which no digest sees."""
         known = {row: before for row, key in enumerate(self.probed) if (before := self.store.clean_said(key)) is not None}
-        said = self._said(self.probed, self.given.logits(probe)) if known else []
+        said = self._said(self.probed, self.judge.passes.logits(probe)) if known else []
         for row, was in known.items():
             if was[0] != said[row][0] or abs(was[1] - said[row][1]) > 1e-3:
                 raise RunMismatch(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +17,25 @@ def generator(*key: object) -> np.random.Generator:
     """numpy's Philox generator under a 128-bit blake2b of the key's parts: the same values on every machine."""
     text = "\x1f".join(map(str, key))
     return np.random.Generator(np.random.Philox(key=int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little")))
+
+
+@contextmanager
+def seeded(*key: object) -> Iterator[None]:
+    """Global random state of torch, numpy and Python set by the key for as long as this lasts, and put back afterwards.
+
+    For code that draws from it and is not ours: randomised models, other libraries' attacks.
+    """
+    seed = int(generator(*key).integers(2**63))
+    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 - what such code draws from
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
+        random.seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(legacy)  # noqa: NPY002
 
 
 @dataclass(frozen=True)

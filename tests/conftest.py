@@ -8,6 +8,7 @@ import sys
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded: threads that spin starve each other
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from hypothesis import settings
 from torch import Tensor, nn
 
 from robustbench_lite.criteria import Criterion, Misclassified
+from robustbench_lite.judge import Judge
 from robustbench_lite.passes import Passes
+from robustbench_lite.plan import Finding, Plan, Subject, parts
 from robustbench_lite.registry import ATTACKS
-from robustbench_lite.scheduler import Finding, Plan, Subject, run
+from robustbench_lite.scheduler import run
 from robustbench_lite.streams import Streams
 from robustbench_lite.threat import ball
 
@@ -81,11 +84,16 @@ def attacked(
 ) -> list[Finding]:
     """What an attack (or its spec) finds, in the images' order."""
     attack = ATTACKS.build(attack) if isinstance(attack, str) else attack
-    passes = Passes(model)
-    made = Plan(attack, ball(norm, eps), "the condition", plan.pop("search", passes), plan.pop("given", passes), **plan)
-    size = batch_size if getattr(attack, "batched", True) else 1
-    found = [finding for findings in run(made, make_subjects(model, images, labels), size) for finding in findings]
-    return sorted(found, key=lambda finding: int(finding.id.split()[1]))
+    passes, waiting, found = Passes(model), make_subjects(model, images, labels), {}
+    search, judge = plan.pop("search", passes), plan.pop("judge", Judge(passes))
+    for name, part in parts(attack, norm).items():
+        made = Plan(part, ball(norm, eps), f"the condition/{name}".rstrip("/"), search, judge, **plan)
+        size = batch_size if getattr(part, "batched", True) else 1
+        with getattr(part, "hooks", lambda _: nullcontext())(model):
+            for finding in (finding for findings in run(made, waiting, size) for finding in findings):
+                found[finding.id] = finding.after(found[finding.id]) if finding.id in found else finding
+        waiting = [subject for subject in waiting if found[subject.id].broken is False]
+    return sorted(found.values(), key=lambda finding: int(finding.id.split()[1]))
 
 
 @pytest.fixture(scope="session")

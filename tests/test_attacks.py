@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from robustbench_lite.criteria import Misclassified, Targeted
 from robustbench_lite.errors import BadSpec, UnknownName
+from robustbench_lite.judge import Judge
 from robustbench_lite.oracle import Case, Ledger
 from robustbench_lite.passes import Passes
+from robustbench_lite.plan import Finding, Plan, Subject
 from robustbench_lite.registry import ATTACKS
-from robustbench_lite.scheduler import Finding, Plan, Subject, run
+from robustbench_lite.scheduler import run
 from robustbench_lite.threat import ball
 
 Run = Callable[..., list[Finding]]
@@ -83,7 +85,8 @@ def test_verdicts_do_not_depend_on_the_batch(attack: Run, net: Any, pictures: An
 def test_every_iterate_is_an_image_in_the_ball(net: Any, pictures: Any, streams: Any, spec: str, norm: str) -> None:
     model, x = net(), pictures(6)
     made, threat = ATTACKS.build(spec), ball(norm, EPS[norm])
-    case = Case(x, threat, Misclassified(model(x).argmax(1)), torch.full((6,), -1), torch.zeros(6, dtype=torch.long))
+    rule = Misclassified(model(x).argmax(1))
+    case = Case(x, threat, rule, rule, torch.full((6,), -1), torch.zeros(6, dtype=torch.long))
     oracle = made.access(Passes(model), case, Ledger.opened(x, model(x)))
     state = made.start(oracle, streams(6))
     assert threat.contains(state.x, x).all()
@@ -137,7 +140,7 @@ def test_a_target_is_reached(net: Any, pictures: Any, spec: str, norm: str) -> N
     rules = Targeted(labels, target)
     waiting = [Subject(str(i), lambda i=i: x[i], rules.take(slice(i, i + 1)), logits[i : i + 1]) for i in range(6)]
     passes = Passes(model)
-    plan = Plan(ATTACKS.build(spec), ball(norm, 4 * EPS[norm]), "c", passes, passes)
+    plan = Plan(ATTACKS.build(spec), ball(norm, 4 * EPS[norm]), "c", passes, Judge(passes))
     found = sorted((f for part in run(plan, waiting, 6 if (spec, norm) in STEPPED else 1) for f in part), key=lambda f: f.id)
     reached = [f for f in found if f.broken]
     assert reached
@@ -261,7 +264,7 @@ def test_an_attack_of_foolbox_without_a_targeted_form_says_so(net: Any, pictures
     model, x = net(), pictures(1)
     rule = Targeted(torch.tensor([0]), torch.tensor([1]))
     passes = Passes(model)
-    plan = Plan(ATTACKS.build("foolbox:FGSM"), ball("linf", 0.1), "c", passes, passes)
+    plan = Plan(ATTACKS.build("foolbox:FGSM"), ball("linf", 0.1), "c", passes, Judge(passes))
     with pytest.raises(BadSpec, match=r"foolbox:FGSM does not run here: .*criterion"):
         next(run(plan, [Subject("a", lambda: x[0], rule, model(x))], 1))
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_lite.criteria import Misclassified
+from robustbench_lite.judge import Judge
 from robustbench_lite.oracle import BAD_GRADIENT, BAD_LOGITS, FINE, Case, Labels, Ledger, Scores, WhiteBox, WholeModel
-from robustbench_lite.passes import Passes, settle
+from robustbench_lite.passes import Passes
 from robustbench_lite.threat import ball
 
 CENTRE = 0.5
@@ -32,7 +33,7 @@ def door(
     model = (model or Brightness()).eval()
     images = torch.full((rows, 1, 2, 2), origin)
     rule = Misclassified(torch.zeros(rows, dtype=torch.long))
-    case = Case(images, ball("linf", eps), rule, torch.full((rows,), -1), torch.zeros(rows, dtype=torch.long))
+    case = Case(images, ball("linf", eps), rule, rule, torch.full((rows,), -1), torch.zeros(rows, dtype=torch.long))
     return kind(Passes(model), case, Ledger.opened(images, torch.zeros(rows, 2)), **more)
 
 
@@ -54,7 +55,7 @@ def test_a_door_that_was_not_granted_does_not_exist() -> None:
 def test_the_doors_answer_as_the_model_does(net: Callable[..., nn.Module], pictures: Callable[..., Tensor]) -> None:
     model, x = net(5), pictures(6)
     rule = Misclassified(torch.arange(6) % 5)
-    case = Case(x, ball("linf", 1.0), rule, torch.full((6,), -1), torch.zeros(6, dtype=torch.long))
+    case = Case(x, ball("linf", 1.0), rule, rule, torch.full((6,), -1), torch.zeros(6, dtype=torch.long))
     for micro in (None, 4):
         asked = WhiteBox(Passes(model, micro), case, Ledger.opened(x, model(x)))
         assert torch.allclose(asked.logits(x), model(x), atol=1e-5)
@@ -72,9 +73,8 @@ def test_the_doors_answer_as_the_model_does(net: Callable[..., nn.Module], pictu
 def test_the_jacobian_equals_autograds(net: Callable[..., nn.Module], pictures: Callable[..., Tensor], micro: int | None) -> None:
     model, x = net(5), pictures(6)
     classes = torch.tensor([[0, 3], [1, 1], [4, 2], [0, 1], [2, 3], [4, 0]])
-    case = Case(
-        x, ball("linf", 1.0), Misclassified(torch.zeros(6, dtype=torch.long)), torch.full((6,), -1), torch.zeros(6, dtype=torch.long)
-    )
+    rule = Misclassified(torch.zeros(6, dtype=torch.long))
+    case = Case(x, ball("linf", 1.0), rule, rule, torch.full((6,), -1), torch.zeros(6, dtype=torch.long))
     asked = WhiteBox(Passes(model, micro), case, Ledger.opened(x, model(x)))
     logits, slopes = asked.jacobian(x, classes)
     for row in range(6):
@@ -103,7 +103,7 @@ def test_only_an_image_that_the_attacker_may_reach_is_a_witness(ask: Callable[[A
 
 def test_what_lies_outside_the_box_is_no_witness() -> None:
     asked = door(eps=1.0, origin=0.45, rows=2)
-    asked.ask(torch.tensor([[1.001, 0.3, 0.5, 0.5], [1.0, 0.3, 0.5, 0.5]]).view(2, 1, 2, 2))
+    asked.look(torch.tensor([[1.001, 0.3, 0.5, 0.5], [1.0, 0.3, 0.5, 0.5]]).view(2, 1, 2, 2))
     assert (asked.ledger.margin > 0).tolist() == [False, True]
 
 
@@ -132,7 +132,7 @@ def test_the_image_of_highest_margin_is_kept_and_with_closest_the_nearest() -> N
 
 def test_a_witness_is_a_copy_that_the_attack_cannot_change() -> None:
     asked, x = door(rows=1), grey(0.55)
-    asked.ask(x)
+    asked.look(x)
     x.zero_()
     assert (asked.ledger.best == 0.55).all()
 
@@ -202,7 +202,7 @@ def test_an_infinite_logit_is_no_witness_either() -> None:
             return torch.stack([torch.zeros(len(x)), torch.full((len(x),), torch.inf)], 1)
 
     asked = door(model=Infinite(), rows=1)
-    asked.ask(grey(0.45))
+    asked.look(grey(0.45))
     assert asked.ledger.trouble.tolist() == [BAD_LOGITS]
     assert not asked.ledger.fresh.any()
 
@@ -224,11 +224,11 @@ def test_settling_asks_alone_about_what_is_not_clear(counting: Callable[[nn.Modu
 
     model = counting(NoisyInCompany())
     x = grey(0.4999999, 0.3, 0.7)
-    logits = settle(Passes(model), x, Misclassified(torch.zeros(3, dtype=torch.long)))
+    logits = Judge(Passes(model)).logits(x, Misclassified(torch.zeros(3, dtype=torch.long)), ["a", "b", "c"])
     assert (logits[:, 1] > logits[:, 0]).tolist() == [True, False, True]  # noise of 1e-6 is not small beside these logits: asked once
     assert model.calls == 1
     offset = counting(nn.Sequential(NoisyInCompany(), Plus(1.0)))
-    logits = settle(Passes(offset), x, Misclassified(torch.zeros(3, dtype=torch.long)))
+    logits = Judge(Passes(offset)).logits(x, Misclassified(torch.zeros(3, dtype=torch.long)), ["a", "b", "c"])
     assert (logits[:, 1] > logits[:, 0]).tolist() == [False, False, True]
     assert offset.calls == 2
 

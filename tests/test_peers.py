@@ -162,7 +162,8 @@ def iterates(spec: str, classifier: Classifier, x: Tensor, y: Tensor, norm: str,
     attack = ATTACKS.build(spec)
     with torch.no_grad():
         logits = classifier(x)
-    case = Case(x, ball(norm, eps), Misclassified(y), torch.full_like(y, -1), torch.zeros_like(y))
+    rule = Misclassified(y)
+    case = Case(x, ball(norm, eps), rule, rule, torch.full_like(y, -1), torch.zeros_like(y))
     oracle = WhiteBox(Passes(classifier), case, Ledger.opened(x, logits))
     keys = [(str(i), 0) for i in range(len(x))]
     state = attack.start(oracle, Streams(0, "", keys, None, x.device))

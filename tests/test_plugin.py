@@ -10,7 +10,7 @@ THEIRS = '''
 from dataclasses import dataclass
 from robustbench_lite.oracle import Scores
 from robustbench_lite.registry import attack
-from robustbench_lite.scheduler import State
+from robustbench_lite.plan import State
 
 @attack("theirs")
 @dataclass(frozen=True)

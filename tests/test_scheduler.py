@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from robustbench_lite.criteria import Misclassified
+from robustbench_lite.judge import Judge
 from robustbench_lite.oracle import Scores, WhiteBox
 from robustbench_lite.passes import Passes
-from robustbench_lite.scheduler import Finding, Plan, State, Subject, run
+from robustbench_lite.plan import Finding, Plan, State, Subject
+from robustbench_lite.scheduler import run
 from robustbench_lite.streams import Streams
 from robustbench_lite.threat import ball
 
@@ -352,7 +354,7 @@ def test_a_broken_image_leaves_and_a_waiting_one_takes_its_place(net: Any, pictu
     waiting = subjects(model, x)
     sizes.clear()
     passes = Passes(model)
-    plan = Plan(ATTACKS.build("pgd:steps=40"), ball("linf", 0.05), "c", passes, passes)
+    plan = Plan(ATTACKS.build("pgd:steps=40"), ball("linf", 0.05), "c", passes, Judge(passes))
     found = [f for part in run(plan, waiting, 8) for f in part]
     broken = sum(bool(f.broken) for f in found)
     assert broken > 48
@@ -418,7 +420,7 @@ def test_each_image_is_read_when_its_turn_comes(net: Any, pictures: Any) -> None
     waiting = [Subject(str(i), lambda i=i: image(i), Misclassified(model(x[i : i + 1]).argmax(1)), model(x[i : i + 1])) for i in range(12)]
     from robustbench_lite.registry import ATTACKS
 
-    going = run(Plan(ATTACKS.build("pgd:steps=3"), ball("linf", 1e-4), "c", passes, passes), waiting, 4)
+    going = run(Plan(ATTACKS.build("pgd:steps=3"), ball("linf", 1e-4), "c", passes, Judge(passes)), waiting, 4)
     next(going)
     assert read == [0, 1, 2, 3]
     list(going)
@@ -429,4 +431,4 @@ def test_nothing_to_attack_is_nothing_found(net: Any) -> None:
     from robustbench_lite.registry import ATTACKS
 
     passes = Passes(net())
-    assert list(run(Plan(ATTACKS.build("fgsm"), ball("linf", 0.1), "c", passes, passes), [], 4)) == []
+    assert list(run(Plan(ATTACKS.build("fgsm"), ball("linf", 0.1), "c", passes, Judge(passes)), [], 4)) == []

@@ -23,11 +23,13 @@ from torch import Tensor, nn
 import robustbench_lite as rb
 from robustbench_lite.conditions import clean_criterion
 from robustbench_lite.engines.local import tune_process
+from robustbench_lite.judge import Judge
 from robustbench_lite.labelled import from_arrays
 from robustbench_lite.passes import Passes
+from robustbench_lite.plan import Plan, Subject
 from robustbench_lite.prepare import prepare
 from robustbench_lite.registry import ATTACKS
-from robustbench_lite.scheduler import Plan, Subject, run
+from robustbench_lite.scheduler import run
 from robustbench_lite.threat import ball
 
 
@@ -114,7 +116,7 @@ def _scheduled(task: Task, search: Passes, given: Passes) -> Run:
         logits = torch.cat([task.model(part) for part in task.x.split(8)])
     rules = [clean_criterion(task.y[i : i + 1]) for i in range(len(task.y))]
     subjects = [Subject(str(i), lambda i=i: task.x[i], rule, logits[i : i + 1]) for i, rule in enumerate(rules)]
-    plan = Plan(ATTACKS.build(f"pgd:steps={task.steps}"), ball("linf", task.eps), "bench", search, given, goal="full")
+    plan = Plan(ATTACKS.build(f"pgd:steps={task.steps}"), ball("linf", task.eps), "bench", search, Judge(given), goal="full")
     return lambda: list(run(plan, subjects, len(subjects)))
 
 

@@ -1,0 +1,149 @@
+"""What the scheduler is given and what it gives back: an attack and its state, the images, the plan, and what was found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Protocol, Self
+
+import torch
+from torch import Tensor
+
+from .classifier import Images, Logits
+from .criteria import Criterion
+from .judge import Judge
+from .oracle import Labels, Surrogate
+from .passes import Passes
+from .results import Goal
+from .rows import Rows
+from .streams import Streams
+from .threat import Ball
+
+
+@dataclass(frozen=True)
+class State(Rows):
+    """What an attack remembers between two steps; attacks add fields. Every field is a tensor with the row first.
+
+    x: (B, C, H, W) the current images. t: (B,) steps done: the rows of one batch may be at different steps.
+    """
+
+    x: Images
+    t: Tensor
+
+    @classmethod
+    def at(cls, x: Images, **more: Tensor) -> Self:
+        return cls(x=x, t=torch.zeros(len(x), dtype=torch.long, device=x.device), **more)
+
+    def moved(self, x: Images, **more: Tensor) -> Self:
+        """One step on, at x."""
+        return replace(self, x=x, t=self.t + 1, **more)
+
+
+class Attack(Protocol):
+    """A frozen dataclass whose fields are its hyper-parameters. It may also have
+
+    - `restarts`, `targets`: how many of each to try, one lane each;
+    - `draws`: how often a randomised model is asked for one averaged answer, unless the user says otherwise;
+    - `hooks(model)`: a context in which the model's gradients are other than its own (skip gradients).
+
+    What is registered may be several attacks in turn, or another one for every norm: then it has `parts(norm)` and no steps of its own.
+    """
+
+    access: ClassVar[type[Labels]]
+    norms: ClassVar[tuple[str, ...]]
+    steps: int
+
+    def start(self, oracle: Any, draw: Streams) -> State: ...
+    def step(self, oracle: Any, state: Any, draw: Streams) -> State: ...
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An image to be attacked: criterion and logits are records of one row, logits the clean ones (1, K)."""
+
+    id: str
+    image: Callable[[], Tensor]
+    criterion: Criterion
+    logits: Logits
+    spent: int = 0  # of its query budget, in an earlier search
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What came of one image: `image` (C, H, W) is the witness where broken, else the image of highest margin, with its logits (K,)."""
+
+    id: str
+    broken: bool | None
+    reason: str | None
+    image: Tensor
+    logits: Tensor
+    margin: float
+    distance: float
+    restart: int
+    target: int | None
+    steps: int
+    forwards: int
+    backwards: int
+    reduced: bool = False  # the search ran in reduced precision
+    flat: bool = False  # every gradient that the search saw was exactly zero
+
+    def merged(self, other: Finding, goal: Goal) -> Finding:
+        """The better of two lanes of one image, with the cost of both."""
+
+        def rank(f: Finding) -> tuple[bool, bool, float]:
+            return bool(f.broken), f.broken is None, (-f.distance if f.broken and goal == "closest" else f.margin)
+
+        first, second = sorted((self, other), key=rank)
+        return second.after(first)
+
+    def after(self, earlier: Finding) -> Finding:
+        """This finding, with the cost of an earlier search added."""
+        return replace(
+            self,
+            steps=self.steps + earlier.steps,
+            forwards=self.forwards + earlier.forwards,
+            backwards=self.backwards + earlier.backwards,
+            flat=self.flat and (earlier.flat or not earlier.backwards),
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a set of images is attacked.
+
+    Args:
+        search: the model that the attack asks, perhaps prepared; a surrogate where `transfer`.
+        judge: the model as it was given, in float32: it settles every witness.
+        side_by_side: where no image waits, fill the batch with further lanes of the images in it. Pays on an accelerator.
+        random: the model draws random numbers of its own; its draws are then fixed by seed, condition and step.
+        transfer: the model attacked is only asked about the last image of every lane.
+    """
+
+    attack: Attack
+    threat: Ball
+    condition: str
+    search: Passes
+    judge: Judge
+    goal: Goal = "first"
+    seed: int = 0
+    budget: int | None = None
+    side_by_side: bool = False
+    random: bool = False
+    transfer: bool = False
+
+    @property
+    def door(self) -> type[Labels]:
+        return Surrogate if self.transfer else self.attack.access
+
+    def targets(self, subject: Subject) -> int:
+        """How many targets are tried, 1 for an attack without: there are no more than the criterion has."""
+        return max(1, min(getattr(self.attack, "targets", 0), len(subject.criterion.aims(subject.logits))))
+
+    def lanes(self, subject: Subject) -> int:
+        return int(getattr(self.attack, "restarts", 1)) * self.targets(subject)
+
+
+def parts(attack: Any, norm: str) -> Mapping[str, Attack]:
+    """The attacks that run one after the other, by name, each on what the ones before it left unbroken. One of its own name: itself."""
+    made: Mapping[str, Attack] = attack.parts(norm) if hasattr(attack, "parts") else {"": attack}
+    return made
