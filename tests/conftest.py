@@ -89,7 +89,7 @@ def attacked(
     for name, part in parts(attack, norm).items():
         made = Plan(part, ball(norm, eps), f"the condition/{name}".rstrip("/"), search, judge, **plan)
         size = batch_size if getattr(part, "batched", True) else 1
-        with getattr(part, "hooks", lambda _: nullcontext())(model):
+        with getattr(part, "hooks", lambda *_: nullcontext())(model, images[:1]):
             for finding in (finding for findings in run(made, waiting, size) for finding in findings):
                 found[finding.id] = finding.after(found[finding.id]) if finding.id in found else finding
         waiting = [subject for subject in waiting if found[subject.id].broken is False]

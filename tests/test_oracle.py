@@ -88,7 +88,7 @@ def test_the_jacobian_equals_autograds(net: Callable[..., nn.Module], pictures: 
 # --- what is judged --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("ask", [Labels.predict, Scores.logits, lambda d, x: d.gradient(x, "ce"), Labels.ask])
+@pytest.mark.parametrize("ask", [Labels.predict, Scores.logits, lambda d, x: d.gradient(x, "ce"), Labels.look])
 def test_only_an_image_that_the_attacker_may_reach_is_a_witness(ask: Callable[[Any, Tensor], object]) -> None:
     asked = door()
     images = grey(0.55, 0.45, 0.65)  # a witness, not enough, and too far
