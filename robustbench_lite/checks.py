@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,9 @@ from .classifier import Classifier, Images, Logits
 from .errors import DataError, InvalidEvaluation, ModelError
 from .oracle import WhiteBox
 from .plan import Attack
+
+ASKED_AGAIN = 4
+"""How often a model is asked about the first images again, to see whether it is randomised."""
 
 
 def checked(image: Tensor, sample_id: str) -> Tensor:
@@ -36,8 +39,9 @@ def size_text(image: Tensor) -> str:
     return "x".join(map(str, image.shape))
 
 
-def first_answer(classifier: Classifier, probe: Images, labels: Tensor) -> Logits:
-    """The model's logits on a few images, once it has been seen to take them and to answer with a class for every label.
+def first_answer(classifier: Classifier, probe: Images, labels: Tensor) -> tuple[Logits, bool]:
+    """The model's logits on a few images, once it has been seen to take them and to answer with a class for every label; and whether it
+    is randomised, that is, answers otherwise when it is asked again.
 
     Raises:
         ModelError: it does not.
@@ -63,32 +67,31 @@ def first_answer(classifier: Classifier, probe: Images, labels: Tensor) -> Logit
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ModelError(f"{classifier.name} returns {got} for {len(probe)} images: logits ({len(probe)}, classes) are needed")
     outputs = logits.shape[1]
-    if outputs == 1:
-        raise ModelError(f"{classifier.name} has one output, with which no image can be misclassified: give it one logit per class")
+    if outputs == 1 and (labels.dim() != 1 or int(labels.max()) > 1):
+        raise ModelError(f"{classifier.name} has one output, which can only tell the classes 0 and 1 apart: give it one logit per class")
     if labels.dim() == 2 and labels.shape[1] != outputs:
         raise ModelError(f"{classifier.name} has {outputs} outputs, the data {labels.shape[1]} labels an image")
-    if labels.dim() == 1 and int(labels.max()) >= outputs:
+    if labels.dim() == 1 and int(labels.max()) >= max(2, outputs):
         label = int(labels.max())
         raise ModelError(f"{classifier.name} has {outputs} outputs, but the data has the label {label}: is it the model for these data?")
-    with torch.no_grad():
-        again = classifier(probe)
-    if not torch.allclose(logits, again, rtol=1e-3, atol=1e-4, equal_nan=True):
-        raise ModelError(
-            f"{classifier.name} answers the same images differently each time: it cannot be judged by single answers; "
-            "fix its randomness (a seed set in forward) and evaluate that"
-        )
     if not logits.isfinite().any():
         raise InvalidEvaluation(f"{classifier.name} answers NaN to every image of the first batch: check its weights and its normalisation")
-    return logits
+    with torch.no_grad():
+        again = [classifier(probe) for _ in range(ASKED_AGAIN)]
+    return logits, not all(torch.allclose(logits, other, rtol=1e-3, atol=1e-4, equal_nan=True) for other in again)
 
 
-def need_gradients(classifier: Classifier, probe: Images, attacks: list[tuple[str, Attack]]) -> None:
-    """Refuse a white-box attack on a model without gradients, before it calls the model robust.
+def need_gradients(classifier: Classifier, probe: Images, attacks: Sequence[tuple[str, Iterable[Attack]]]) -> None:
+    """Refuse white-box attacks on a model without gradients, before they call the model robust.
+
+    Args:
+        attacks: names, and the attacks that each consists of. One that is also made of attacks which need no gradients may go on where
+            the gradients are zero: what it finds is found by those.
 
     Raises:
         ModelError: an attack needs gradients and the model has none.
     """
-    white = [name for name, attack in attacks if issubclass(attack.access, WhiteBox)]
+    white = [(name, all(map(_white, parts))) for name, parts in attacks if any(map(_white, parts))]
     if not white:
         return
     x = probe.detach().requires_grad_()
@@ -99,7 +102,8 @@ def need_gradients(classifier: Classifier, probe: Images, attacks: list[tuple[st
             connected = classifier.differentiable and logits.requires_grad
             if connected:
                 (slope,) = torch.autograd.grad(logits.amax(1).sum(), x)
-                if not slope.any():
+                if not slope.any() and any(alone for _, alone in white):
+                    white = [(name, alone) for name, alone in white if alone]
                     connected, reason = False, " (they are all exactly zero: something in it, such as rounding, stops them)"
     except torch.OutOfMemoryError:
         raise
@@ -107,8 +111,12 @@ def need_gradients(classifier: Classifier, probe: Images, attacks: list[tuple[st
         connected, reason = False, f" ({str(error).strip().splitlines()[0]})"
     if not connected:
         raise ModelError(
-            f"{white[0]} needs gradients, and {classifier.name} has none{reason}: use a black-box attack (robust-eval list attacks)"
+            f"{white[0][0]} needs gradients, and {classifier.name} has none{reason}: use a black-box attack (robust-eval list attacks)"
         )
+
+
+def _white(attack: Attack) -> bool:
+    return issubclass(attack.access, WhiteBox)
 
 
 @contextmanager

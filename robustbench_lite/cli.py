@@ -79,6 +79,11 @@ def evaluate(
         Literal["first", "closest", "full"], opt(ATTACK, "Stop at the first witness, seek the nearest, or use every step.")
     ] = "first",
     query_budget: Annotated[int | None, opt(ATTACK, "Forwards and backwards that an attack may spend on an image.")] = None,
+    surrogate: Annotated[
+        list[str] | None, opt(ATTACK, "Transfer: make the images on this model, and ask --model at the end. Repeat for more.", negative="")
+    ] = None,
+    eot: Annotated[int | None, opt(ATTACK, "Answers of a randomised model that an attack averages. Default: 20.")] = None,
+    votes: Annotated[int, opt(ATTACK, "Answers by which a randomised model is judged, image by image.")] = 10,
     device: Annotated[str, opt(RUN, "auto, cpu, cuda, cuda:N or mps.")] = "auto",
     batch_size: Annotated[str, opt(RUN, "Images at a time, or auto; halved where memory does not suffice.")] = "auto",
     precision: Annotated[Literal["fp32", "bf16"], opt(RUN, "bf16: a first pass, whose survivors are attacked again in fp32.")] = "fp32",
@@ -106,7 +111,7 @@ def evaluate(
         "resize": resize,
         "interpolation": interpolation,
     }
-    asked = [model, recipe, data, limit, attack, eps, norm, target, goal, query_budget, precision, seed]
+    asked = [model, recipe, data, limit, attack, eps, norm, target, goal, query_budget, surrogate, eot, votes, precision, seed]
     folder = out or _default_folder(asked, f"{Path(model).name.split(':')[0]}-{'+'.join(a.split(':')[0] for a in attack)}")
     with _progress() as progress:
         result = run(
@@ -123,6 +128,9 @@ def evaluate(
             precision=precision,
             prepare=prepare,
             query_budget=query_budget,
+            surrogates=surrogate or (),
+            eot=eot,
+            votes=votes,
             witnesses=witnesses if witnesses in ("all", "none") else _whole("--witnesses", witnesses),  # type: ignore[arg-type]  # just checked
             on_bad_image=on_bad_image,
             seed=seed,

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from itertools import product
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from .classifier import Logits
-from .criteria import Criterion, Misclassified, MultiLabel, Targeted
+from .criteria import Binary, Criterion, Misclassified, MultiLabel, Targeted
 from .errors import UsageError
-from .plan import Attack
+from .oracle import WhiteBox, WholeModel
+from .plan import Attack, parts
 from .registry import ATTACKS, number
 from .results import Condition, Goal, eps_text
 from .threat import Ball, ball
@@ -22,10 +24,11 @@ Target = int | Literal["least-likely"]
 
 @dataclass(frozen=True)
 class Job:
-    """One condition, and how it is brought about."""
+    """One condition, and how it is brought about: by the attacks `parts` in turn."""
 
     condition: Condition
-    attack: Attack
+    attack: Any
+    parts: Mapping[str, Attack]
     threat: Ball
     target: Target | None
 
@@ -39,37 +42,51 @@ def jobs(
     data: str,
     target: Target | None = None,
     goal: Goal = "first",
+    sources: Sequence[str] = (),
 ) -> list[Job]:
-    """Every attack at every eps.
+    """Every attack at every eps, from every source where there are surrogates.
 
     Args:
+        sources: names of what a transfer attack is made on; none for attacks on the model itself.
         norm: None takes each attack's first.
         eps: numbers or texts such as `8/255`; None takes the data set's default for the norm.
 
     Raises:
-        UsageError: an attack without this norm, an eps that is no size, no default eps for the data, the same condition twice.
+        UsageError: an attack without this norm, an eps that is no size, no default eps for the data, the same condition twice, an
+            attack that cannot be made on a surrogate.
     """
     sizes = None if eps is None else [_size(e) for e in (eps if isinstance(eps, Sequence) and not isinstance(eps, str) else [eps])]
     if sizes == []:
         raise UsageError("the list of eps is empty: leave eps out for the data set's usual one")
     planned: list[Job] = []
     for spec in attacks:
-        attack: Attack = ATTACKS.build(spec) if isinstance(spec, str) else spec
+        attack: Any = ATTACKS.build(spec) if isinstance(spec, str) else spec
         name = ATTACKS.spec_of(attack)
         if norm is not None and norm not in attack.norms:
             raise UsageError(f"{name} has no norm {norm}: it has {', '.join(attack.norms)}")
         used = norm or attack.norms[0]
         if sizes is None and used not in default_eps:
             raise UsageError(f"there is no usual eps for {used} on {data}: say how far the attack may go with --eps")
-        for size in sizes if sizes is not None else [default_eps[used]]:
+        made = parts(attack, used)
+        if sources:
+            _need_one_try(name, made)
+        for size, source in product(sizes if sizes is not None else [default_eps[used]], sources or ("",)):
             threat = ball(used, size)
             aim = "" if target is None else f",target={target}"
+            origin = f",from={source}" if source else ""
             condition = Condition(
-                f"{name}[{used},{eps_text(size)}{aim}]", "attack", attack=name, norm=used, eps=size, goal=goal, target=target
+                f"{name}[{used},{eps_text(size)}{aim}{origin}]",
+                "attack",
+                attack=name,
+                norm=used,
+                eps=size,
+                goal=goal,
+                target=target,
+                source=source or None,
             )
             if any(job.condition.name == condition.name for job in planned):
                 raise UsageError(f"{condition.name} is asked for twice")
-            planned.append(Job(condition, attack, threat, target))
+            planned.append(Job(condition, attack, made, threat, target))
     return planned
 
 
@@ -80,9 +97,24 @@ def _size(eps: float | str) -> float:
         raise UsageError(f"eps: {error}") from None
 
 
-def clean_criterion(labels: Tensor) -> Criterion:
-    """What counts as wrong without an attack. labels: (B,) classes or (B, K) 0/1."""
-    return MultiLabel(labels) if labels.dim() == 2 else Misclassified(labels)
+def _need_one_try(name: str, made: Mapping[str, Attack]) -> None:
+    """Refuse what cannot be made on a surrogate, whose target answers once and is not searched.
+
+    Raises:
+        UsageError: the attack asks the target itself, or would try several images on it.
+    """
+    for part in made.values():
+        if not issubclass(part.access, WhiteBox) or issubclass(part.access, WholeModel):
+            raise UsageError(f"{name} asks the model that it attacks, and not a surrogate: leave --surrogate out, or use pgd, mi, sgm, ...")
+        if len(made) > 1 or getattr(part, "restarts", 1) > 1 or getattr(part, "targets", 0):
+            raise UsageError(f"{name} makes several images of one, and a transfer attack has one try: use one restart and no targets")
+
+
+def clean_criterion(labels: Tensor, outputs: int) -> Criterion:
+    """What counts as wrong without an attack, for a model with so many outputs. labels: (B,) classes or (B, K) 0/1."""
+    if labels.dim() == 2:
+        return MultiLabel(labels)
+    return Binary(labels) if outputs == 1 else Misclassified(labels)
 
 
 def criterion(labels: Tensor, target: Target | None, logits: Logits) -> Criterion:
@@ -91,12 +123,20 @@ def criterion(labels: Tensor, target: Target | None, logits: Logits) -> Criterio
     Raises:
         UsageError: a target that is not one of the model's classes, or for multi-label data.
     """
+    outputs = logits.shape[1]
     if target is None:
-        return clean_criterion(labels)
+        return clean_criterion(labels, outputs)
     if labels.dim() == 2:
         raise UsageError("a target is a class, and these labels hold several: leave --target out")
-    if target == "least-likely":
-        return Targeted(labels, logits.argmin(1))
-    if not 0 <= target < logits.shape[1]:
-        raise UsageError(f"the target must be one of the model's classes 0..{logits.shape[1] - 1}, got {target}")
-    return Targeted(labels, torch.full_like(labels, target))
+    if target != "least-likely" and not 0 <= target < max(2, outputs):
+        raise UsageError(f"the target must be one of the model's classes 0..{max(2, outputs) - 1}, got {target}")
+    if outputs == 1:
+        return Binary(1 - aimed_class(target, logits))
+    return Targeted(labels, aimed_class(target, logits))
+
+
+def aimed_class(target: Target, logits: Logits) -> Tensor:
+    """(B,) the class that each image is to be driven to."""
+    if target != "least-likely":
+        return torch.full((len(logits),), target, device=logits.device)
+    return (logits[:, 0] <= 0).long() if logits.shape[1] == 1 else logits.argmin(1)

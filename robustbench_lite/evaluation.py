@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -25,6 +26,7 @@ from .plan import Attack
 from .results import Condition, Goal, Result
 from .session import Options, Progress, Session
 from .store import Store, explained
+from .transfer import sources
 
 Precision = Literal["fp32", "bf16"]
 
@@ -44,6 +46,9 @@ def evaluate(
     precision: Precision = "fp32",
     prepare: bool = True,
     query_budget: int | None = None,
+    surrogates: Sequence[str | nn.Module] = (),
+    eot: int | None = None,
+    votes: int = 10,
     witnesses: int | Literal["all", "none"] = 1000,
     on_bad_image: Literal["fail", "undecided"] = "fail",
     seed: int = 0,
@@ -71,6 +76,10 @@ def evaluate(
         precision: bf16 searches in bfloat16 first and attacks the survivors again in float32, where the processor has it.
         prepare: fold and reorder the model for speed where that is safe; every verdict is settled on the model as given.
         query_budget: forwards and backwards that an attack may spend on an image.
+        surrogates: models to make the adversarial images on, each alone and all together; the model itself is asked about the last one
+            only. `result.transfer` is the matrix of sources and targets.
+        eot: answers of a randomised model that an attack averages. None: 20, or what the attack says.
+        votes: answers by which a randomised model is judged: an image counts as broken where at least half of them are.
         witnesses: how many adversarial images to keep per condition (a seeded choice), `all` or `none`.
         on_bad_image: `fail` ends with an error that names the images that cannot be read; `undecided` counts them as not correct
             and goes on.
@@ -86,13 +95,31 @@ def evaluate(
         UsageError: the model, the data or an option cannot be used; nothing was evaluated.
         InvalidEvaluation: the evaluation began and cannot be trusted or kept (unreadable images, a full disk, NaN everywhere).
     """
-    _check_numbers(limit, batch_size, query_budget, witnesses, seed)
+    _check_numbers(
+        limit=(limit, 1),
+        batch_size=(batch_size, 1),
+        query_budget=(query_budget, 1),
+        witnesses=(witnesses, 0),
+        seed=(seed, 0),
+        eot=(eot, 1),
+        votes=(votes, 1),
+    )
     _check_words(goal, precision, batch_size, witnesses, on_bad_image)
-    classifier = load_model(model) if isinstance(model, str) else model if isinstance(model, Classifier) else Classifier(model)
+    classifier = _classifier(model)
+    others = _surrogates(surrogates, classifier, query_budget)
     source = default_for(classifier) if data is None else data
     images = _images(source, classifier, limit, seed)
     asked: list[str | Attack] = list(attacks) if isinstance(attacks, (list, tuple)) else [attacks]  # type: ignore[list-item]  # one alone
-    planned = jobs(asked, norm=norm, eps=eps, default_eps=images.default_eps, data=images.name, target=target, goal=goal)
+    planned = jobs(
+        asked,
+        norm=norm,
+        eps=eps,
+        default_eps=images.default_eps,
+        data=images.name,
+        target=target,
+        goal="full" if others else goal,
+        sources=list(sources(others)),
+    )
     where = local.pick_device(device)
     bf16 = precision == "bf16" and local.bfloat16_here(where)
     options = Options(
@@ -106,6 +133,8 @@ def evaluate(
         query_budget=query_budget,
         witnesses=len(images) if witnesses == "all" else 0 if witnesses == "none" else witnesses,
         on_bad_image=on_bad_image,
+        eot=eot,
+        votes=votes,
     )
     conditions = [Condition("clean", "clean"), *(job.condition for job in planned)]
     digest, versions, device_used = classifier.digest, _versions(), local.described(where)
@@ -118,6 +147,9 @@ def evaluate(
         "seed": seed,
         "precision": "bf16" if bf16 else "fp32",
         "query_budget": query_budget,
+        "surrogates": [s.digest for s in others],
+        "eot": eot,
+        "votes": votes,
     }
     config: dict[str, Any] = {
         "identity": identity,
@@ -140,6 +172,7 @@ def evaluate(
         "seed": seed,
         "precision": identity["precision"],
         "query_budget": query_budget,
+        "surrogates": [s.name for s in others],
         "device": device_used,
         "versions": versions,
         "notes": [] if bf16 or precision == "fp32" else ["this processor does not compute in bfloat16: searched in float32"],
@@ -149,8 +182,14 @@ def evaluate(
     folder = None if out is None else Path(out)
     if folder is not None:
         _make(folder)
-    with Store(folder, config, fresh=fresh) as store, explained(folder), frozen(classifier), moved(classifier, where), local.exact():
-        session = Session(classifier, images, planned, store, options, progress or (lambda *_: None))
+    with ExitStack() as during:
+        store = during.enter_context(Store(folder, config, fresh=fresh))
+        during.enter_context(explained(folder))
+        during.enter_context(local.exact())
+        for each in (classifier, *others):
+            during.enter_context(frozen(each))
+            during.enter_context(moved(each, where))
+        session = Session(classifier, others, images, planned, store, options, progress or (lambda *_: None))
         try:
             session.run()
             session.about["complete"] = True
@@ -160,6 +199,31 @@ def evaluate(
             if folder is not None and not store.decided("clean"):
                 (folder / "run.json").unlink()  # refused before the first verdict: the corrected command may have the folder
         return store.result()
+
+
+def _classifier(model: str | nn.Module) -> Classifier:
+    return load_model(model) if isinstance(model, str) else model if isinstance(model, Classifier) else Classifier(model)
+
+
+def _surrogates(models: Sequence[str | nn.Module], classifier: Classifier, query_budget: int | None) -> list[Classifier]:
+    """The surrogates, each under a name of its own.
+
+    Raises:
+        UsageError: one is the model that is attacked, two have one name, or the model is also to be queried.
+    """
+    made = [_classifier(model) for model in models]
+    if made and query_budget is not None:
+        raise UsageError("a transfer attack asks the model once: leave --query-budget out")
+    names = [classifier.name]
+    for surrogate in made:
+        if surrogate.digest == classifier.digest:
+            raise UsageError(f"the surrogate {surrogate.name} is the model itself: leave it out for an attack on the model")
+        if surrogate.name in names:
+            raise UsageError(
+                f"two of the models are called {surrogate.name}: name each surrogate once (Classifier(..., name=...) in Python)"
+            )
+        names.append(surrogate.name)
+    return made
 
 
 def _images(source: Any, classifier: Classifier, limit: int | None, seed: int) -> LabelledImages:
@@ -174,16 +238,10 @@ def _images(source: Any, classifier: Classifier, limit: int | None, seed: int) -
     return images if limit is None else images.subset(limit, seed)
 
 
-def _check_numbers(limit: int | None, batch_size: object, query_budget: int | None, witnesses: object, seed: int) -> None:
-    for name, value, least in (
-        ("limit", limit, 1),
-        ("batch size", batch_size, 1),
-        ("query budget", query_budget, 1),
-        ("number of witnesses", witnesses, 0),
-        ("seed", seed, 0),
-    ):
-        if isinstance(value, int) and value < least:
-            raise UsageError(f"the {name} must be {least} or more, got {value}")
+def _check_numbers(**least: tuple[object, int]) -> None:
+    for name, (value, smallest) in least.items():
+        if isinstance(value, int) and value < smallest:
+            raise UsageError(f"{name.replace('_', ' ')} must be {smallest} or more, got {value}")
 
 
 def _check_words(goal: object, precision: object, batch_size: object, witnesses: object, on_bad_image: object) -> None:

@@ -103,7 +103,7 @@ class Finding:
             steps=self.steps + earlier.steps,
             forwards=self.forwards + earlier.forwards,
             backwards=self.backwards + earlier.backwards,
-            flat=self.flat and (earlier.flat or not earlier.backwards),
+            flat=(self.flat or not self.backwards) and (earlier.flat or not earlier.backwards) and (self.flat or earlier.flat),
         )
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from .matrix import TransferRow, TransferVerdict, transfer_rows
 from .stats import wilson
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ Goal = Literal["first", "closest", "full"]
 class Condition:
     """One thing that was done to every image: nothing (`clean`), an attack at one eps, a corruption at one severity.
 
-    `name` is unique in a run: `clean`, `pgd[linf,4/255]`, `worst[linf,4/255]`. `attack` is the spec that configured it.
+    `name` is unique in a run: `clean`, `pgd[linf,4/255]`, `worst[linf,4/255]`. `attack` is the spec that configured it, `source` the
+    surrogate that a transfer attack was made on.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Condition:
     severity: int | None = None
     goal: Goal = "first"
     target: int | str | None = None
+    source: str | None = None
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,8 @@ class Verdict:
     `broken` is None where the evaluation could not decide (NaN, error; `reason` says which): it never counts as robust.
     `prediction`, `confidence` (softmax probability of the prediction) and `distance` belong to the witness of a broken image, and to
     the image of highest margin that the attack asked about otherwise. `precision` is the search's; a witness is always settled in
-    float32. `witness` is the SHA-256 of the witness's file, None where none was kept.
+    float32. `witness` is the SHA-256 of the witness's file, None where none was kept. `stages` holds what each attack of a cascade
+    cost, as name -> (forwards, backwards), in the order in which they ran; an image that left early lacks the later ones.
     """
 
     sample_id: str
@@ -65,9 +69,10 @@ class Verdict:
     precision: str
     seed: int
     witness: str | None
+    stages: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
-VERDICT_FIELDS = tuple(field.name for field in fields(Verdict))
+VERDICT_FIELDS = tuple(f.name for f in fields(Verdict))
 
 
 @dataclass(frozen=True)
@@ -116,9 +121,47 @@ def worst_case(conditions: Sequence[Condition], verdicts: Iterable[Verdict]) -> 
                     forwards=sum(v.forwards for v in rows),
                     backwards=sum(v.backwards for v in rows),
                     steps=sum(v.steps for v in rows),
+                    stages={},
                 )
             )
     return worst_conditions, worst_verdicts
+
+
+@dataclass(frozen=True)
+class StageRow:
+    """What one attack of a cascade did: how many images it was given, how many of them it broke, and its passes per image."""
+
+    condition: str
+    stage: str
+    attacked: int
+    broken: int
+    mean_forwards: float
+    mean_backwards: float
+
+
+def stage_rows(condition: Condition, verdicts: Sequence[Verdict]) -> list[StageRow]:
+    """One row per attack of a cascade, in the order in which they ran; none for a single attack."""
+    costs: dict[str, list[Sequence[int]]] = {}
+    broken: dict[str, int] = {}
+    for v in verdicts:
+        for stage, cost in v.stages.items():
+            costs.setdefault(stage, []).append(cost)
+        if v.broken and v.broken_by is not None and v.stages:
+            stage = v.broken_by.removeprefix(f"{condition.attack}/")
+            broken[stage] = broken.get(stage, 0) + 1
+    # the image that came furthest names the order
+    order = max((list(v.stages) for v in verdicts), key=len, default=[])
+    return [
+        StageRow(
+            condition.name,
+            stage,
+            len(costs[stage]),
+            broken.get(stage, 0),
+            statistics.fmean(cost[0] for cost in costs[stage]),
+            statistics.fmean(cost[1] for cost in costs[stage]),
+        )
+        for stage in order
+    ]
 
 
 TABLE_COLUMNS = (
@@ -174,6 +217,7 @@ class Result:
         seconds: wall time per condition, summed over all sessions of a resumed run.
         witness: the witness of (condition, sample id), or None where none was kept.
         folder: the run's folder, None for a run kept in memory.
+        transferred: of a run with surrogates, what every model says of every image.
     """
 
     config: Mapping[str, Any]
@@ -182,6 +226,7 @@ class Result:
     seconds: Mapping[str, float]
     witness: Callable[[str, str], Witness | None]
     folder: Path | None = None
+    transferred: Sequence[TransferVerdict] = ()
 
     def of(self, condition: str) -> list[Verdict]:
         """The verdicts of one condition, in the data set's order."""
@@ -198,6 +243,16 @@ class Result:
             by_condition[v.condition].append(v)
         rows = [table_row(c, by_condition[c.name], model, data, self.seconds.get(c.name, 0.0)) for c in self.conditions]
         return pd.DataFrame(rows, columns=list(TABLE_COLUMNS)).astype({"severity": "Int64"})
+
+    @property
+    def cascade(self) -> list[StageRow]:
+        """What each attack of a cascade did, for the conditions that are several attacks in turn."""
+        return [row for c in self.conditions if c.kind == "attack" for row in stage_rows(c, self.of(c.name))]
+
+    @property
+    def transfer(self) -> list[TransferRow]:
+        """The source x target matrix of a run with surrogates."""
+        return transfer_rows(self.transferred)
 
     def write(self) -> Path:
         """Write `table.csv`, `samples.csv` and `report.html` into the run's folder; the path of the last."""

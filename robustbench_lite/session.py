@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import blake2b
@@ -12,21 +13,25 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from .bpda import straight_through
+from .cascade import Course, Stage, through
 from .checks import checked, first_answer, need_gradients, size_text
 from .classifier import Classifier, Logits
-from .conditions import Job, clean_criterion, criterion
-from .criteria import Criterion, Targeted
+from .conditions import Job, aimed_class, clean_criterion, criterion
+from .criteria import Criterion
 from .engines import local
-from .errors import DataError, InvalidEvaluation, RunMismatch
+from .errors import DataError, InvalidEvaluation, RunMismatch, UsageError
 from .judge import Judge
 from .labelled import LabelledImages
 from .oracle import BAD_LOGITS, TROUBLE
 from .passes import Passes
 from .plan import Finding, Plan, Subject
-from .prepare import prepare
 from .results import Goal, Verdict, Witness
 from .scheduler import run
 from .store import Store
+from .streams import seeded
+from .transfer import Ensemble, Source, Targets, sources
+from .ways import DRAWS, ways
 from .witnesses import image_digest
 
 Progress = Callable[[str, int, int, int], None]
@@ -47,8 +52,11 @@ class Options:
     query_budget: int | None
     witnesses: int
     on_bad_image: Literal["fail", "undecided"]
+    eot: int | None
+    votes: int
 
 
+FLAT = "every gradient was exactly zero"
 Said = tuple[Any, float]
 """A prediction, which is a class or a list of 0/1, and the model's confidence in it."""
 
@@ -78,6 +86,7 @@ class Session:
     """Brings the verdicts that a store lacks. `about` and `notes` are what the run's record is to say of it."""
 
     classifier: Classifier
+    surrogates: Sequence[Classifier]
     images: LabelledImages
     planned: Sequence[Job]
     store: Store
@@ -98,15 +107,20 @@ class Session:
         complete = set.intersection(*(self.store.decided(name) for name in conditions))
         todo = [key for key in self.order if key not in complete]
         probe = self._probe(self.order)
-        self.judge = Judge(Passes(self.classifier))
-        for key, image in zip(self.probed, probe, strict=True):
-            self._same_image(key, image)
-        self._same_answers(probe)
-        if todo:
-            self._prepare(probe)
-            answers = self._clean(todo)
-            for job in self.planned:
-                self._attack(job, answers)
+        with straight_through(self.classifier) as replaced, seeded(self.options.seed, "first answer"):
+            logits, random = self._first_answers(probe)
+            self.outputs = logits.shape[1]
+            if replaced:
+                self.notes.append(f"gradients pass {', '.join(replaced)} by the stand-in that it declares (BPDA)")
+            self.judge = Judge(Passes(self.classifier), self.options.votes if random else 0, self.options.seed)
+            for key, image in zip(self.probed, probe, strict=True):
+                self._same_image(key, image)
+            self._same_answers(probe)
+            if todo:
+                self._prepare(probe, logits, random)
+                answers = self._clean(todo)
+                for job in self.planned:
+                    self._attack(job, answers)
 
     def _probe(self, ids: list[str]) -> Tensor:
         """(B, C, H, W) the first few images that can be read."""
@@ -127,28 +141,52 @@ class Session:
             raise DataError(f"the images differ in size ({', '.join(shapes)}): bring them to one with --size")
         return torch.stack(found).to(self.options.device)
 
-    def _prepare(self, probe: Tensor) -> None:
-        options = self.options
-        labels = torch.tensor(self.images.labels, device=options.device)
-        logits = first_answer(self.classifier, probe, labels)
+    def _first_answers(self, probe: Tensor) -> tuple[Logits, bool]:
+        """The logits of the model on the first images, and whether it is random; the surrogates' say that they fit it."""
+        labels = self._all_labels()
+        logits, random = first_answer(self.classifier, probe, labels)
+        for surrogate in self.surrogates:
+            others, wavers = first_answer(surrogate, probe, labels)
+            if others.shape != logits.shape:
+                counts = f"{others.shape[1]} classes and {self.classifier.name} {logits.shape[1]}"
+                raise UsageError(f"the surrogate {surrogate.name} has {counts}: a surrogate must answer in the same classes")
+            if wavers:
+                raise UsageError(f"the surrogate {surrogate.name} answers the same images differently each time: use one that does not")
+        return logits, random
+
+    def _prepare(self, probe: Tensor, logits: Logits, random: bool) -> None:
+        options, labels = self.options, self._all_labels()
         for job in self.planned:
             criterion(labels[: len(logits)], job.target, logits)  # refuses a target that the model does not have
-        if labels.dim() == 1 and self.images.classes not in (None, logits.shape[1]):
+        if labels.dim() == 1 and self.images.classes not in (None, max(2, logits.shape[1])):
             counts = f"{self.classifier.name} has {logits.shape[1]} classes and {self.images.name} {self.images.classes}"
             self.notes.append(f"{counts}: do their labels mean the same?")
-        need_gradients(self.classifier, probe, [(str(job.condition.attack), job.attack) for job in self.planned])
+        asked = [(str(job.condition.attack), job.parts.values()) for job in self.planned]
+        for searched in self.surrogates or [self.classifier]:
+            need_gradients(searched, probe, asked)
         size = options.batch_size
         self.batch_size = local.pick_batch_size(probe[0].numel(), options.device) if size == "auto" else size
-        search = Passes(self.classifier)
-        if options.prepare:
-            preparation = prepare(self.classifier, probe, cut=options.device.type == "cpu")
-            search = preparation.passes
-            self.judge = Judge(Passes(self.classifier, search.micro))
-            self.about["prepared"] = preparation.described()
-        self.searches = [search]
-        if options.bf16:
-            self.searches.insert(0, replace(search, reduced=torch.bfloat16, prepared=True))
-        self.about["batch_size"] = self.batch_size
+        ready = partial(ways, probe=probe, speed_up=options.prepare, bf16=options.bf16)
+        self.ways = ready(self.classifier, random=random)
+        self.sources = {}
+        for name, members in sources(self.surrogates).items():
+            model = members[0] if len(members) == 1 else Ensemble(members)
+            self.sources[name] = Source(name, model, ready(model, random=False))
+        self.judge = replace(self.judge, passes=self.ways.plain)
+        self.targets = Targets(
+            {self.classifier.name: self.judge} | {s.name: Judge(Passes(s, self.ways.plain.micro)) for s in self.surrogates}
+        )
+        self.about |= {"batch_size": self.batch_size, "prepared": self.ways.prepared, "votes": self.judge.votes}
+        if random:
+            self.notes.append(
+                f"{self.classifier.name} is randomised: verdicts by {options.votes} votes an image (--votes), attacks on the mean of "
+                f"{options.eot or DRAWS} answers (--eot); what an attack finds depends on the batch size here"
+            )
+        elif options.eot:
+            self.notes.append(f"{self.classifier.name} always answers alike: --eot has nothing to average")
+
+    def _all_labels(self) -> Tensor:
+        return torch.tensor(self.images.labels, device=self.options.device)
 
     def _load(self, sample_id: str) -> Tensor:
         image = checked(self.images[self.position[sample_id]][0], sample_id)
@@ -200,7 +238,7 @@ class Session:
                 except DataError as error:
                     answers.append(Answer(key, unusable=str(error), trouble=str(error)))
             if loaded:
-                rule = clean_criterion(self._labels(loaded))
+                rule = self._clean_rule(loaded)
                 logits = self.judge.logits(torch.stack(list(loaded.values())).to(self.options.device), rule, list(loaded))
                 wrong, finite = (rule.margin(logits) > 0).tolist(), logits.isfinite().all(1).tolist()
                 for row, ((key, image), said) in enumerate(zip(loaded.items(), self._said(loaded, logits), strict=True)):
@@ -222,23 +260,32 @@ class Session:
         subjects, broken = self._subjects(job, [answers[key] for key in self.order if key in answers and key not in done])
         decided, total = len(self.store.decided(name)), len(self.store.decided(name)) + len(subjects)
         self.progress(name, decided, total, broken)
-        started = time.monotonic()
-        for findings in self._findings(job, subjects):
-            if findings:
-                said = self._said([f.id for f in findings], torch.stack([f.logits for f in findings]))
-                for finding, what in zip(findings, said, strict=True):
-                    self._record(job, finding, answers[finding.id], what)
+        started, flat = time.monotonic(), 0
+        for courses in self._courses(job, subjects):
+            if courses:
+                findings = [course.finding for course in courses]
+                said = self._said([f.id for f in findings], torch.stack([f.logits.to(self.options.device) for f in findings]))
+                for course, what in zip(courses, said, strict=True):
+                    self._record(job, course, answers[course.finding.id], what)
+                if job.condition.source is not None:
+                    self._transfer(job, findings, answers)
                 decided, broken = decided + len(findings), broken + sum(f.broken is not False for f in findings)
+                flat += sum(f.flat and f.broken is False for f in findings)
             now = time.monotonic()
             self.store.spend(name, now - started)
             self.store.commit(now=now - started > 0.5)  # a slow step must not leave verdicts open while the next one runs
             started = now
-            if findings:
+            if courses:
                 self.progress(name, decided, total, broken)
         self.store.commit(now=True)
+        if flat:
+            self.notes.append(f"{name}: {FLAT} for {flat} of the images that are not broken, which says nothing of them: add `square`")
 
     def _subjects(self, job: Job, answers: list[Answer]) -> tuple[list[Subject], int]:
-        """What is to be attacked, and how many images are broken so far; images that need no attack get their verdicts here."""
+        """What is to be attacked, and how many images are broken so far; images that need no attack get their verdicts here.
+
+        A transfer attack is made of every image, also of those that the target gets wrong by itself: its success is counted over all.
+        """
         name, left_out = job.condition.name, 0
         subjects: list[Subject] = []
         for answer in answers:
@@ -248,52 +295,76 @@ class Session:
         if not usable:
             return subjects, self.store.not_correct(name)
         logits = torch.cat([answer.logits for answer in usable if answer.logits is not None])
-        rules = criterion(self._labels([answer.id for answer in usable]), job.target, logits)
+        labels = self._labels([answer.id for answer in usable])
+        rules = criterion(labels, job.target, logits)
         met = (rules.margin(logits) > 0).tolist()
+        aimed = None if job.target is None else aimed_class(job.target, logits)
         for row, answer in enumerate(usable):
-            rule = rules.take(slice(row, row + 1))
-            if isinstance(rule, Targeted) and bool(rule.target == rule.labels):
+            if aimed is not None and bool(aimed[row] == labels[row]):
                 left_out += 1
-            elif met[row] or answer.wrong:  # also of a targeted run: what is wrong without an attack is not robust
-                self.store.add(self._verdict(name, answer, answer.said, broken=True, broken_by="clean", target=_target(rule)))
+            elif (met[row] or answer.wrong) and job.condition.source is None:  # a targeted run too: wrong without an attack is not robust
+                target = None if aimed is None else int(aimed[row])
+                self.store.add(self._verdict(name, answer, answer.said, broken=True, broken_by="clean", target=target))
             else:
-                subjects.append(Subject(answer.id, partial(self._load, answer.id), rule, logits[row : row + 1]))
+                subjects.append(Subject(answer.id, partial(self._load, answer.id), rules.take(slice(row, row + 1)), logits[row : row + 1]))
         if left_out:
             self.notes.append(f"{name}: {left_out} images of the target's own class are left out")
         return subjects, self.store.not_correct(name)
 
-    def _findings(self, job: Job, subjects: list[Subject]) -> Iterator[list[Finding]]:
-        """What came of each subject. What a first pass in reduced precision does not break is attacked again in float32."""
-        by_id = {subject.id: subject for subject in subjects}
-        earlier: dict[str, Finding] = {}
-        for search in self.searches:
-            plan = Plan(
-                job.attack,
-                job.threat.to(self.options.device),
-                job.condition.name,
+    def _courses(self, job: Job, subjects: list[Subject]) -> Iterator[list[Course]]:
+        """What came of each subject in all stages: the attacks of a cascade, each perhaps after a first pass in reduced precision."""
+        options, source = self.options, self.sources.get(job.condition.source or "")
+        found = source.ways if source else self.ways
+        goal: Goal = "full" if source else options.goal
+        plans = [
+            Plan(
+                attack,
+                job.threat.to(options.device),
+                f"{job.condition.name}/{part}" if part else job.condition.name,
                 search,
                 self.judge,
-                self.options.goal,
-                self.options.seed,
-                self.options.query_budget,
-                side_by_side=self.options.device.type != "cpu" and self.options.query_budget is None,
+                goal,
+                options.seed,
+                options.query_budget,
+                side_by_side=options.device.type != "cpu" and options.query_budget is None,
+                random=found.random,
+                transfer=source is not None,
             )
-            size = self.batch_size if getattr(job.attack, "batched", True) else 1
-            survivors = []
-            for findings in local.with_smaller_batches(partial(run, plan), subjects, size, self._shrunk):
-                findings = [f.after(earlier[f.id]) if f.id in earlier else f for f in findings]
-                if search is not self.searches[-1]:
-                    survivors += [f for f in findings if not f.broken]
-                    findings = [f for f in findings if f.broken]
-                yield findings
-            earlier = {f.id: f for f in survivors}
-            subjects = [replace(by_id[f.id], spent=f.forwards + f.backwards) for f in survivors]
+            for part, attack in job.parts.items()
+            for search in found.of(attack, options.eot)
+        ]
+        names = [part for part, attack in job.parts.items() for _ in found.of(attack, options.eot)]
+        known = self.store.survivors(job.condition.name) if goal == "first" else {}
+        keep = partial(self.store.survived, job.condition.name) if goal == "first" else lambda _: None
+        yield from through([Stage(name, plan) for name, plan in zip(names, plans, strict=True)], subjects, known, self._stage, keep)
 
-    def _record(self, job: Job, finding: Finding, answer: Answer, said: Said) -> None:
+    def _stage(self, stage: Stage, subjects: Sequence[Subject]) -> Iterator[list[Finding]]:
+        attack = stage.plan.attack
+        size = self.batch_size if getattr(attack, "batched", True) else 1
+        hooks: Callable[..., AbstractContextManager[None]] = getattr(attack, "hooks", lambda *_: nullcontext())
+        if subjects:
+            with hooks(stage.plan.search.model, subjects[0].image()[None].to(self.options.device)):
+                yield from local.with_smaller_batches(partial(run, stage.plan), subjects, size, self._shrunk)
+
+    def _transfer(self, job: Job, findings: list[Finding], answers: dict[str, Answer]) -> None:
+        """What every model says of the images, for the matrix of sources and targets."""
+        ids = [finding.id for finding in findings]
+        logits = torch.cat([answer.logits for answer in (answers[key] for key in ids) if answer.logits is not None])
+        rule = criterion(self._labels(ids), job.target, logits)
+        origin = torch.stack([self._load(key) for key in ids]).to(self.options.device)
+        made = torch.stack([finding.image for finding in findings])
+        self.store.add_transferred(self.targets.say(job.condition.name, str(job.condition.source), ids, origin, made, rule))
+
+    def _record(self, job: Job, course: Course, answer: Answer, said: Said) -> None:
         assert answer.logits is not None
+        finding = course.finding
         name, witness, target = job.condition.name, None, finding.target
         if job.target is not None:
-            target = _target(criterion(self._labels([finding.id]), job.target, answer.logits))
+            target = int(aimed_class(job.target, answer.logits)[0])
+        broken_by = f"{job.condition.attack}/{course.broke}" if course.broke else job.condition.attack
+        if job.condition.source is not None and answer.wrong:
+            self.store.add(self._verdict(name, answer, answer.said, broken=True, broken_by="clean", target=target))
+            return
         if finding.broken and finding.id in self.keep:
             witness = self.store.keep(name, finding.id, Witness(self._load(finding.id), finding.image.cpu()))
         self.store.add(
@@ -302,16 +373,17 @@ class Session:
                 answer,
                 said,
                 broken=finding.broken,
-                broken_by=job.condition.attack if finding.broken else None,
+                broken_by=broken_by if finding.broken else None,
                 target=target,
                 restart=finding.restart,
-                reason=finding.reason,
+                reason=finding.reason or (FLAT if finding.flat and not finding.broken else None),
                 distance=finding.distance,
                 steps=finding.steps,
                 forwards=finding.forwards,
                 backwards=finding.backwards,
                 precision="bf16" if finding.reduced else "fp32",
                 witness=witness,
+                stages=course.costs,
             )
         )
 
@@ -328,7 +400,7 @@ class Session:
     def _same_answers(self, probe: Tensor) -> None:
         """Refuse to go on with a model that answers otherwise than when the run began: its code may have changed, which no digest sees."""
         known = {row: before for row, key in enumerate(self.probed) if (before := self.store.clean_said(key)) is not None}
-        said = self._said(self.probed, self.judge.passes.logits(probe)) if known else []
+        said = self._said(self.probed, self.judge.logits(probe, self._clean_rule(self.probed), self.probed)) if known else []
         for row, was in known.items():
             if was[0] != said[row][0] or abs(was[1] - said[row][1]) > 1e-3:
                 raise RunMismatch(
@@ -338,8 +410,11 @@ class Session:
 
     def _said(self, ids: Iterable[str], logits: Logits) -> list[Said]:
         """What logits (B, K) say of the images with these ids."""
-        rule = clean_criterion(self._labels(ids))
+        rule = clean_criterion(self._labels(ids), logits.shape[1])
         return list(zip(rule.predict(logits).tolist(), rule.confidence(logits).tolist(), strict=True))
+
+    def _clean_rule(self, ids: Iterable[str]) -> Criterion:
+        return clean_criterion(self._labels(ids), self.outputs)
 
     def _undecided(self, condition: str, answer: Answer) -> Verdict:
         return self._verdict(condition, answer, (None, 0.0), broken=None, reason=answer.trouble)
@@ -360,7 +435,3 @@ class Session:
             seed=self.options.seed,
             **(blank | counts | known),
         )
-
-
-def _target(rule: Criterion) -> int | None:
-    return int(rule.target) if isinstance(rule, Targeted) else None

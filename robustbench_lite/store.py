@@ -11,24 +11,35 @@ import os
 import shutil
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Self
 
+import torch
+
 from . import witnesses
+from .cascade import Course
 from .errors import InvalidEvaluation, RunMismatch, UsageError
+from .matrix import TransferVerdict
+from .plan import Finding
 from .results import VERDICT_FIELDS, Condition, Result, Verdict, Witness, worst_case
 
-JSON_FIELDS = {"label", "clean_prediction", "prediction"}  # a class, or one 0/1 per finding
+JSON_FIELDS = {"label", "clean_prediction", "prediction", "stages"}  # a class or one 0/1 per finding; a mapping
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO}
+TRANSFER_FIELDS = tuple(f.name for f in fields(TransferVerdict))
 OURS = ("run.json", "results.sqlite", "results.sqlite-wal", "results.sqlite-shm", "lock.sqlite", "lock.sqlite-journal", "table.csv",
-        "samples.csv", "report.html", "witnesses",
-        "run.json.partial", "table.csv.partial", "samples.csv.partial", "report.html.partial")  # fmt: skip
+        "samples.csv", "cascade.csv", "transfer.csv", "report.html", "witnesses",
+        "run.json.partial", "table.csv.partial", "samples.csv.partial", "cascade.csv.partial", "transfer.csv.partial",
+        "report.html.partial")  # fmt: skip
 
 SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS verdicts ({", ".join(f'"{name}"' for name in VERDICT_FIELDS)}, PRIMARY KEY (condition, sample_id)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS samples (position INTEGER, sample_id PRIMARY KEY, image) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS survivors (condition, sample_id, course, logits, PRIMARY KEY (condition, sample_id)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS transferred ({", ".join(f'"{name}"' for name in TRANSFER_FIELDS)},
+    PRIMARY KEY (condition, sample_id, target)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS seconds (condition PRIMARY KEY, spent) WITHOUT ROWID;
 """
 
@@ -129,6 +140,30 @@ class Store:
     def add(self, verdict: Verdict) -> None:
         values = [json.dumps(value) if name in JSON_FIELDS else value for name, value in vars(verdict).items()]
         self._database.execute(f"INSERT OR REPLACE INTO verdicts VALUES ({','.join('?' * len(values))})", values)
+        self._database.execute("DELETE FROM survivors WHERE condition = ? AND sample_id = ?", (verdict.condition, verdict.sample_id))
+
+    def add_transferred(self, verdicts: Iterable[TransferVerdict]) -> None:
+        rows = [tuple(vars(verdict).values()) for verdict in verdicts]
+        self._database.executemany(f"INSERT OR REPLACE INTO transferred VALUES ({','.join('?' * len(TRANSFER_FIELDS))})", rows)
+
+    def survived(self, condition: str, course: Course) -> None:
+        """Keep how an image stands between two attacks of a cascade, without its image: only a witness's is ever needed."""
+        finding = {name: value for name, value in vars(course.finding).items() if name not in ("image", "logits")}
+        text = json.dumps({"finding": finding, "costs": course.costs, "broke": course.broke, "done": course.done})
+        logits = course.finding.logits.cpu().float().numpy().tobytes()
+        self._database.execute("INSERT OR REPLACE INTO survivors VALUES (?, ?, ?, ?)", (condition, course.finding.id, text, logits))
+
+    def survivors(self, condition: str) -> dict[str, Course]:
+        """How images stood when an earlier session ended, by sample id."""
+        found = {}
+        for sample_id, text, logits in self._database.execute(
+            "SELECT sample_id, course, logits FROM survivors WHERE condition = ?", (condition,)
+        ):
+            course = json.loads(text)
+            answer = torch.frombuffer(bytearray(logits), dtype=torch.float32)
+            course["finding"] = Finding(**course["finding"], image=torch.empty(0), logits=answer)
+            found[sample_id] = Course(**course)
+        return found
 
     def keep(self, condition: str, sample_id: str, witness: Witness) -> str:
         """Store a witness, before the verdict that names it; the SHA-256 that the verdict is to name."""
@@ -174,6 +209,8 @@ def explained(folder: Path | None) -> Iterator[None]:
     except sqlite3.Error as error:
         if "malformed" in str(error) or "not a database" in str(error):
             raise RunMismatch(f"{folder}/results.sqlite is damaged ({error}): start over with --fresh") from error
+        if "no such column" in str(error) or "has no column" in str(error) or "columns but" in str(error):
+            raise RunMismatch(f"{folder} was written by another version of robustbench-lite: start over with --fresh") from error
         if "unable to open" in str(error):
             raise UsageError(f"{folder}/results.sqlite cannot be opened: see that the folder can be read and written") from error
         if "disk" in str(error) or "readonly" in str(error):
@@ -265,7 +302,13 @@ def _result(
     seconds = dict(database.execute("SELECT condition, spent FROM seconds"))
     for c in worst_conditions:
         seconds[c.name] = sum(seconds.get(o.name, 0.0) for o in conditions if o.kind == "attack" and (o.norm, o.eps) == (c.norm, c.eps))
-    return Result(config, [*conditions, *worst_conditions], [*verdicts, *worst_verdicts], seconds, witness, folder)
+    transferred = [_transferred(row) for row in database.execute(f"SELECT {', '.join(TRANSFER_FIELDS)} FROM transferred")]
+    return Result(config, [*conditions, *worst_conditions], [*verdicts, *worst_verdicts], seconds, witness, folder, transferred)
+
+
+def _transferred(row: Sequence[Any]) -> TransferVerdict:
+    values = dict(zip(TRANSFER_FIELDS, row, strict=True))
+    return TransferVerdict(**values | {name: bool(values[name]) for name in ("wrong", "broken", "broken_8bit")})
 
 
 def _verdict(row: Iterable[Any]) -> Verdict:

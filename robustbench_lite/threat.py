@@ -42,9 +42,9 @@ class Ball(Threat):
     eps: Tensor
     norm: ClassVar[Norm]
 
+    @abstractmethod
     def project(self, x: Images, origin: Images) -> Images:
         """A point of the ball and of the box [0, 1] that is near to x."""
-        return (origin + self._shrink(x - origin)).clamp_(0, 1)
 
     def contains(self, x: Images, origin: Images) -> Tensor:
         return self.allows(x, self.distance(x, origin))
@@ -74,9 +74,9 @@ class Ball(Threat):
     def random_point(self, origin: Images, draw: Streams) -> Images:
         """A random point of the ball and the box, the same for the same keys."""
 
-    def _shrink(self, delta: Images) -> Images:
-        """delta, brought into the ball around 0."""
-        raise TypeError(f"{type(self).__name__} must define _shrink or project")
+    def surface_point(self, origin: Images, draw: Streams) -> Images:
+        """A random point as far out as ball and box go, the same for the same keys."""
+        return self.project(origin + draw.normal("surface point", *origin.shape[1:]), origin)
 
 
 def movable(gradient: Images, x: Images) -> Images:
@@ -103,18 +103,24 @@ class Linf(Ball):
         noise = draw.uniform("random point", *origin.shape[1:], low=-1.0, high=1.0)
         return self.project(origin + per_sample(self.eps, origin) * noise, origin)
 
+    def surface_point(self, origin: Images, draw: Streams) -> Images:
+        noise = draw.uniform("surface point", *origin.shape[1:], low=-1.0, high=1.0)
+        noise = noise / per_sample(noise.flatten(1).abs().amax(1), noise)
+        return self.project(origin + per_sample(self.eps, origin) * noise, origin)
+
 
 @dataclass(frozen=True)
 class L2(Ball):
     norm = "l2"
 
+    def project(self, x: Images, origin: Images) -> Images:
+        delta = x - origin
+        length = torch.linalg.vector_norm(delta.flatten(1), dim=1)
+        return (origin + delta * per_sample((self.eps / length.clamp(min=1e-30)).clamp(max=1), delta)).clamp_(0, 1)
+
     def distance(self, x: Images, origin: Images) -> Tensor:
         distance: Tensor = torch.linalg.vector_norm((x - origin).flatten(1), dim=1)
         return distance
-
-    def _shrink(self, delta: Images) -> Images:
-        length = torch.linalg.vector_norm(delta.flatten(1), dim=1)
-        return delta * per_sample((self.eps / length.clamp(min=1e-30)).clamp(max=1), delta)
 
     def steepest(self, gradient: Images) -> Images:
         # scaled by its largest value first: the squares of a saturated model's tiny gradients would vanish in float32
@@ -127,6 +133,10 @@ class L2(Ball):
         radius = per_sample(self.eps, origin) * per_sample(draw.uniform("radius", 1)[:, 0], origin)
         return self.project(origin + radius * direction, origin)
 
+    def surface_point(self, origin: Images, draw: Streams) -> Images:
+        noise = self.steepest(draw.normal("surface point", *origin.shape[1:]))
+        return self.project(origin + per_sample(self.eps, origin) * noise, origin)
+
 
 @dataclass(frozen=True)
 class L1(Ball):
@@ -136,18 +146,33 @@ class L1(Ball):
     def distance(self, x: Images, origin: Images) -> Tensor:
         return (x - origin).flatten(1).abs().sum(1)
 
-    def _shrink(self, delta: Images) -> Images:
-        """Euclidean projection onto the l1 ball (Duchi et al., ICML 2008): soft thresholding."""
-        flat = delta.flatten(1)
-        size = flat.abs()
-        eps = self.eps.expand(len(flat))[:, None]
-        ranked = size.sort(dim=1, descending=True).values
-        over = ranked.cumsum(1) - eps
-        count = torch.arange(1, flat.shape[1] + 1, device=flat.device, dtype=flat.dtype)
-        last = (ranked * count > over).sum(1, keepdim=True).clamp(min=1) - 1
-        threshold = over.gather(1, last) / (last + 1)
-        threshold = torch.where(size.sum(1, keepdim=True) > eps, threshold, torch.zeros_like(threshold))
-        return (flat.sign() * (size - threshold).clamp(min=0)).view_as(delta)
+    def project(self, x: Images, origin: Images) -> Images:
+        """The nearest point of ball and box together (Croce & Hein, ICML 2021, https://arxiv.org/abs/2103.01208).
+
+        Every value gives up one and the same amount of its move and keeps at most its room in the box. The amount is the root of a
+        falling, piecewise linear function: Newton's steps, and a halving now and then for safety, find it without a sort.
+        """
+        delta, start = (x - origin).flatten(1), origin.flatten(1)
+        size, room = delta.abs(), torch.where(delta > 0, 1 - start, start)
+        eps = self.eps.expand(len(delta))[:, None]
+        rounding = torch.finfo(size.dtype).eps
+        high = size.amax(1, keepdim=True)
+        amount = low = torch.zeros_like(high)
+        for turn in range(100):
+            kept = torch.minimum((size - amount).clamp_(min=0), room)
+            over = kept.sum(1, keepdim=True) - eps
+            excess = over / ((kept > 0) & (kept < room)).sum(1, keepdim=True).clamp(min=1)
+            low, high = torch.where(over > 0, amount, low), torch.where(over > 0, high, amount)
+            searching = (over.abs() > 8 * rounding * eps) & (excess.abs() > rounding * amount) & ((over > 0) | (amount > 0))
+            middle, newton = (low + high) / 2, amount + excess
+            searching &= (middle > low) & (middle < high)
+            if not searching.any():
+                break
+            usable = (newton > low) & (newton < high) & (turn % 4 < 3)
+            amount = torch.where(searching, torch.where(usable, newton, middle), amount)
+        # far outside, one rounding of the amount times the number of values is a good part of eps: so what it lacks is taken off after it
+        kept = torch.minimum((size - amount - torch.where(amount > 0, excess, 0)).clamp_(min=0), room)
+        return torch.addcmul(start, delta.sign(), kept).clamp_(0, 1).view_as(x)
 
     def ascent(self, gradient: Images, share: float, x: Images) -> Images:
         return super().ascent(movable(gradient, x), share, x)

@@ -11,10 +11,11 @@ from torch import nn
 
 from .checks import frozen
 from .classifier import Classifier
-from .conditions import clean_criterion
-from .criteria import Criterion, Targeted
+from .conditions import clean_criterion, criterion
 from .errors import RunMismatch, UsageError
+from .judge import Judge
 from .models import load_model
+from .passes import Passes
 from .results import Condition, Result, Verdict
 from .store import read_image_digests, read_run
 from .threat import ball
@@ -64,9 +65,11 @@ def verify(
         raise UsageError(f"{run} kept no witness of its {len(claimed)} broken images: run it again with --witnesses")
     clean = read_image_digests(Path(run))
     failures = []
+    votes = next((session["votes"] for session in result.config["sessions"] if "votes" in session), 0)
+    judge = Judge(Passes(classifier), votes, result.config["seed"])
     with frozen(classifier), torch.no_grad():
         for number, verdict in enumerate(kept, 1):
-            fault = _fault(result, conditions[verdict.condition], verdict, classifier, clean.get(verdict.sample_id))
+            fault = _fault(result, conditions[verdict.condition], verdict, judge, clean.get(verdict.sample_id))
             if fault:
                 failures.append(f"{verdict.condition}, {verdict.sample_id}: {fault}")
             if progress is not None:
@@ -74,7 +77,7 @@ def verify(
     return Checked(len(kept) - len(failures), failures, len(claimed) - len(kept))
 
 
-def _fault(result: Result, condition: Condition, verdict: Verdict, classifier: Classifier, clean: str | None) -> str | None:
+def _fault(result: Result, condition: Condition, verdict: Verdict, judge: Judge, clean: str | None) -> str | None:
     """Why the witness does not hold, None where it does."""
     try:
         witness = result.witness(condition.name, verdict.sample_id)
@@ -90,12 +93,13 @@ def _fault(result: Result, condition: Condition, verdict: Verdict, classifier: C
     if not ball(str(condition.norm), float(condition.eps or 0)).contains(x, origin).all():
         return f"its image lies outside the {condition.norm} ball of {condition.eps:g}, or outside [0, 1]"
     labels = torch.tensor([verdict.label])
-    rule: Criterion = clean_criterion(labels)
-    if verdict.target is not None and ",target=" in condition.name:
-        rule = Targeted(labels, torch.tensor([verdict.target]))
-    logits = classifier(witness.adversarial[None])
+    aimed = verdict.target if condition.target is not None else None
+    outputs = judge.passes.logits(witness.adversarial[None]).shape[1]
+    rule = criterion(labels, aimed, torch.zeros(1, outputs))
+    logits = judge.logits(witness.adversarial[None], rule, [verdict.sample_id])
+    clean_rule = clean_criterion(labels, outputs)
     if not logits.isfinite().all() or not rule.margin(logits)[0] > 0:
-        return f"the model says {rule.predict(logits)[0].tolist()}, which is not broken"
-    if rule.predict(logits)[0].tolist() != verdict.prediction:
-        return f"the model says {rule.predict(logits)[0].tolist()}, the verdict {verdict.prediction}"
+        return f"the model says {clean_rule.predict(logits)[0].tolist()}, which is not broken"
+    if clean_rule.predict(logits)[0].tolist() != verdict.prediction:
+        return f"the model says {clean_rule.predict(logits)[0].tolist()}, the verdict {verdict.prediction}"
     return None

@@ -1,0 +1,166 @@
+"""The residual branches of any classifier, found in the autograd graph, and gradients that are damped in them.
+
+A branch is a value f(z) that is added to z itself, or concatenated with it (each layer of a DenseNet). It is told by the graph of a
+pass: one operand of the sum is computed from the other. So it is found whatever the model's modules are called, however often one is
+used, and where the sum is made in place. A block whose skip has layers of its own (a projection) is none: its skip is no identity.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial, reduce
+from graphlib import TopologicalSorter
+from operator import or_
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import Node, get_gradient_edge
+
+from .classifier import Images
+from .errors import ModelError
+
+JOINS = ("AddBackward0", "CatBackward0")
+"""What a sum, also one in place, and a concatenation are called in the graph."""
+
+LAYERS = ("Convolution", "Addmm", "Mm", "Bmm", "Linear")
+"""What layers are called there that belong to no module, as in an exported program: how these names begin."""
+
+Value = tuple[Node, int]
+"""What a node of the graph computes: the node, and which of its outputs."""
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A residual branch in the graph of one pass: its last module that has weights ("" without), and the value that meets the skip."""
+
+    name: str
+    value: Value
+
+
+def residual_branches(model: nn.Module, probe: Images) -> list[str]:
+    """The residual branches of `model`, each named by the last module with weights in it, or "" where its layers are no modules.
+
+    Args:
+        model: (B, C, H, W) -> (B, K), in eval mode; it is not changed.
+        probe: (B, C, H, W) any images that it takes; one will do.
+    """
+    found: list[str] = []
+    with torch.enable_grad(), _watched(model, lambda branches: found.extend(branch.name for branch in branches)):
+        model(probe.detach().requires_grad_())
+    return found
+
+
+@contextmanager
+def skip_gradient(model: nn.Module, branches: Sequence[str], gamma: float) -> Iterator[None]:
+    """A context in which `model` answers as always, and gradients through the named branches are multiplied by `gamma`.
+
+    Every pass is looked at anew, which costs some milliseconds on a deep model: batches and parameters that are frozen may change.
+
+    Args:
+        branches: as `residual_branches` names them, all or some.
+        gamma: 1 changes nothing; 0 lets gradients through the skips only.
+
+    Raises:
+        ModelError: in a pass that has not just these branches.
+    """
+    expected = Counter(branches)
+
+    def damp(found: list[Branch]) -> None:
+        here = [branch for branch in found if branch.name in expected]
+        if Counter(branch.name for branch in here) != expected:
+            raise ModelError(
+                f"the model shows {len(here)} of {len(branches)} residual branches in a later pass, so that skip gradients are not to be had: "
+                "give it as a module and not as an archive, or leave sgm out"
+            )
+        for branch in here:
+            # on the node and not on the tensor, which may be a view and is often modified in place
+            branch.value[0].register_prehook(partial(_scaled, output=branch.value[1], gamma=gamma))
+
+    with _watched(model, damp):
+        yield
+
+
+def _scaled(gradients: tuple[Tensor | None, ...], output: int, gamma: float) -> tuple[Tensor | None, ...]:
+    return tuple(g if g is None or number != output else gamma * g for number, g in enumerate(gradients))
+
+
+@contextmanager
+def _watched(model: nn.Module, then: Callable[[list[Branch]], None]) -> Iterator[None]:
+    """A context in which `then` is told the branches of every pass that has a graph, before any gradient is taken."""
+    outputs: list[tuple[str, Value]] = []
+
+    def record(name: str, module: nn.Module, inputs: Any, answer: Any) -> None:
+        for tensor in answer if isinstance(answer, tuple | list) else (answer,):
+            if isinstance(tensor, Tensor) and tensor.grad_fn is not None:
+                outputs.append((name, (tensor.grad_fn, tensor.output_nr)))
+
+    def finish(module: nn.Module, inputs: tuple[Tensor, ...], answer: Tensor) -> None:
+        if answer.requires_grad and inputs[0].requires_grad:
+            then(_branches(inputs[0], answer, outputs))
+        outputs.clear()  # it keeps the pass's activations alive
+
+    with ExitStack() as hooks:
+        hooks.enter_context(model.register_forward_pre_hook(lambda *_: outputs.clear()))  # of a pass that did not come to its end
+        for name, module in model.named_modules():
+            if name and next(module.parameters(), None) is not None:
+                hooks.enter_context(module.register_forward_hook(partial(record, name)))
+        hooks.enter_context(model.register_forward_hook(finish))
+        yield
+
+
+def _branches(x: Tensor, logits: Tensor, outputs: list[tuple[str, Value]]) -> list[Branch]:
+    """The branches between x and logits, given what the modules with weights returned.
+
+    Sets of values are whole numbers with one bit for every value: with thousands of nodes that is what keeps this fast.
+    """
+    source = _value(x)
+    bit: dict[Value, int] = {source: 1}
+    past: dict[Node, int] = {}  # all that a node's outputs are computed from, as far as it is computed from x
+    joined: list[list[Value]] = []
+    layers: list[tuple[str, Value]] = []
+    for node, inputs in _ordered(_value(logits)[0], source[0]):
+        used = [value for value in inputs if value == source or past[value[0]]]
+        past[node] = 0
+        for value in used:
+            past[node] |= bit.setdefault(value, 1 << len(bit)) | past[value[0]]
+        if node.name() in JOINS:
+            joined.append(used)
+        if node.name().startswith(LAYERS):
+            layers.append(("", (node, 0)))
+    layers = [layer for layer in layers + outputs if layer[1] in bit]  # from the end on, modules come first
+    found: dict[Value, str] = {}
+    for operands in joined:
+        everything = reduce(or_, (bit[value] for value in operands), 0)
+        for value in operands:
+            others = everything & ~bit[value] & past[value[0]]  # operands that this one is computed from
+            if not others or value in found:
+                continue
+            skips = reduce(or_, (bit[v] | past[v[0]] for v in operands if bit[v] & others))
+            own = (bit[value] | past[value[0]]) & ~skips
+            # without a layer of its own it is a formula, as in x + 0.04 x ** 3, and no branch
+            name = next((name for name, output in reversed(layers) if bit[output] & own), None)
+            if name is not None:
+                found[value] = name
+    return [Branch(name, value) for value, name in found.items()]
+
+
+def _value(tensor: Tensor) -> Value:
+    edge = get_gradient_edge(tensor)
+    return edge.node, edge.output_nr
+
+
+def _ordered(end: Node, start: Node) -> Iterator[tuple[Node, list[Value]]]:
+    """The nodes that `end` is computed from, each after its inputs, and the values that are its inputs; not beyond `start`."""
+    inputs: dict[Node, list[Value]] = {start: []}
+    waiting = [end]
+    while waiting:
+        node = waiting.pop()
+        if node not in inputs:
+            inputs[node] = [(before, output) for before, output in node.next_functions if before is not None]
+            waiting.extend(before for before, _ in inputs[node])
+    order = TopologicalSorter({node: [before for before, _ in values] for node, values in inputs.items()}).static_order()
+    return ((node, inputs[node]) for node in order)
