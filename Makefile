@@ -2,6 +2,7 @@
 #   make demo   attack a real model on 20 real images, and write the report
 #   make test   the tests (under ten minutes on two cores);  make test-all adds the slow ones and those against other libraries
 #   make bench  measure speed and memory, into docs/benchmarks.md;  make lint  ruff and mypy
+#   make peers  compare strength with other libraries (hours; a run that was stopped goes on), the figures of docs/peers.md
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
 	$$p -c 'import sys; assert sys.version_info >= (3, 11)' 2>/dev/null && echo $$p && break; done)
@@ -12,7 +13,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS
 # idle OpenMP threads that spin made two threads up to fifty times slower on a shared machine
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test test-all bench lint clean
+.PHONY: demo test test-all bench peers lint clean
 
 demo: .venv/demo
 	$(BIN)/robust-eval --model efficientnet_lite0 --attack fgsm --attack pgd
@@ -25,6 +26,9 @@ test-all: .venv/peers
 
 bench: .venv/peers
 	$(BIN)/python tests/benchmarks/measure.py
+
+peers: .venv/peers
+	OMP_NUM_THREADS=1 $(BIN)/python tests/peers_table.py
 
 lint: .venv/dev
 	$(BIN)/ruff check .

@@ -1,22 +1,27 @@
-"""Two CSV files: `table.csv`, one row per condition, and `samples.csv`, one per verdict. docs/results.md lists their columns."""
+"""`table.csv`, one row per condition, `samples.csv`, one per verdict, and where there are any `cascade.csv` and `transfer.csv`.
+
+docs/results.md lists their columns.
+"""
 
 from __future__ import annotations
 
 import io
 import json
+from collections.abc import Sequence
 from csv import writer
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from robustbench_lite.registry import report
-from robustbench_lite.results import VERDICT_FIELDS, Result
+from robustbench_lite.results import Result
 
 from .files import write
 
 
 @report("csv")
 def csv(result: Result) -> list[Path]:
-    """Write `table.csv` and `samples.csv` into the run's folder; returns their paths.
+    """Write the files into the run's folder; returns their paths.
 
     Raises:
         UsageError: the result has no folder.
@@ -24,16 +29,29 @@ def csv(result: Result) -> list[Path]:
     """
     # a severity is a whole number; beside the empty ones pandas would make it 3.0
     table = result.table.astype({"severity": "Int64"}).to_csv(index=False, lineterminator="\n")
-    samples = io.StringIO()
-    lines = writer(samples, lineterminator="\n")
-    lines.writerow(VERDICT_FIELDS)
-    lines.writerows([_cell(getattr(v, name)) for name in VERDICT_FIELDS] for v in result.verdicts)
-    return [write(result, "table.csv", table), write(result, "samples.csv", samples.getvalue())]
+    files = {
+        "table.csv": table,
+        "samples.csv": _lines(result.verdicts),
+        "cascade.csv": _lines(result.cascade),
+        "transfer.csv": _lines(result.transfer),
+    }
+    return [write(result, name, text) for name, text in files.items() if text]
+
+
+def _lines(records: Sequence[Any]) -> str:
+    """One line per record, under the names of its fields; nothing for none."""
+    if not records:
+        return ""
+    text = io.StringIO()
+    lines, names = writer(text, lineterminator="\n"), [field.name for field in fields(records[0])]
+    lines.writerow(names)
+    lines.writerows([_cell(getattr(record, name)) for name in names] for record in records)
+    return text.getvalue()
 
 
 def _cell(value: Any) -> str:
     if value is None:
         return ""
-    if isinstance(value, bool | list | tuple):
+    if isinstance(value, bool | list | tuple | dict):
         return json.dumps(value)
     return repr(value) if isinstance(value, float) else str(value)

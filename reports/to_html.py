@@ -52,6 +52,8 @@ def page(result: Result) -> str:
         width_of_a_thousand=100 * (wilson(500, 1000)[1] - wilson(500, 1000)[0]),
         undecided=_undecided(result),
         charts=[*accuracy_curves(shown), *([chart] if chart else [])],
+        cascade=result.cascade,
+        transfer=result.transfer,
         exhibits=exhibits(result),
         longest_side=LONGEST_SIDE,
         command=_command(result.config.get("command")),

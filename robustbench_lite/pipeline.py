@@ -151,20 +151,20 @@ class Pipeline:
         return "; ".join(f"{ATTACKS.spec_of(stage)}: {stage.cost}" for stage in self.stages)
 
     def shared(self, name: str) -> Any:
-        """The value of a field that all stages have: what one of them sets holds for all.
+        """The value of a field that all stages have: what one of them is given holds for all, else what one has for a default of its own.
 
         Raises:
             BadSpec: two set different values.
         """
-        told = {
-            getattr(stage, name): stage for stage in self.stages if getattr(stage, name) != type(stage).__dataclass_fields__[name].default
-        }
+        values = {stage: getattr(stage, name) for stage in self.stages}
+        told = {value: stage for stage, value in values.items() if value != type(stage).__dataclass_fields__[name].default}
         if len(told) > 1:
             (one, first), (other, second) = list(told.items())[:2]
             raise BadSpec(
                 f"{ATTACKS.spec_of(first)} and {ATTACKS.spec_of(second)} contradict each other: {name} is {one} or {other}, not both"
             )
-        return next(iter(told), getattr(self.stages[0], name))
+        usual = getattr(Stage, name)
+        return next(iter(told), next((value for value in values.values() if value != usual), usual))
 
     @contextmanager
     def hooks(self, model: nn.Module, probe: Images) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""The way to a hyperplane within the box [0, 1], by norm (Croce & Hein, ICML 2020, section 3, https://arxiv.org/abs/1907.02044).
+"""The way to a hyperplane within the box [0, 1], by norm (Croce & Hein, ICML 2020, https://arxiv.org/abs/1907.02044).
 
 The paper sorts all values of an image. Duality leaves one unknown per image, a rate or a threshold, and the values that the box stops
 make the equation for it piecewise linear: Newton's method, or repeated halving, solves it exactly in a handful of passes.
@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from .classifier import Images
-from .rows import per_sample
 
 
 def step_to_plane(x: Images, normal: Images, height: Tensor, norm: str) -> Images:
@@ -98,7 +97,7 @@ def _heaviest_first(weight: Tensor, room: Tensor, need: Tensor) -> Tensor:
         enough = gain >= need
         candidates = (candidates - heavier).lerp_(heavier, enough.to(need.dtype))
         need = torch.where(enough, need, need - gain)
-        used_up = torch.where(enough, used_up, pivot)
+        used_up = torch.where(enough, used_up, torch.minimum(used_up, pivot))
     share = (need / total.clamp(min=torch.finfo(need.dtype).tiny)).clamp_(max=1)
     return torch.gt(weight, used_up, out=mask).mul_(room).add_(candidates * share)
 

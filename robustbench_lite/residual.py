@@ -73,8 +73,8 @@ def skip_gradient(model: nn.Module, branches: Sequence[str], gamma: float) -> It
         here = [branch for branch in found if branch.name in expected]
         if Counter(branch.name for branch in here) != expected:
             raise ModelError(
-                f"the model shows {len(here)} of {len(branches)} residual branches in a later pass, so that skip gradients are not to be had: "
-                "give it as a module and not as an archive, or leave sgm out"
+                f"the model showed {len(branches)} residual branches and, in a later pass, {len(here)} of them, so that no skip gradients "
+                "are to be had: give it as a module and not as an archive, and in eval mode"
             )
         for branch in here:
             # on the node and not on the tensor, which may be a view and is often modified in place

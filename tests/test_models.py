@@ -42,6 +42,11 @@ def test_wrong_normalisation_and_interpolation_cost_accuracy() -> None:
     assert right(load_model("efficientnet_lite0", interpolation="bilinear")) == 17
 
 
+def test_efficientnet_lite1_gets_18_of_20_right_and_19_at_lite0s_size() -> None:
+    assert right(load_model("efficientnet_lite1")) == 18
+    assert right(load_model("efficientnet_lite1", size=224, resize=256)) == 19
+
+
 def test_a_missing_weight_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("robustbench_lite.models.find_spec", lambda name: None)
     with pytest.raises(ModelError, match=r"pip install 'robustbench-lite\[demo\]'"):

@@ -83,16 +83,50 @@ def test_a_member_of_ball_and_box_is_left_alone(norm: str, data: st.DataObject) 
     assert (threat.project(member, origin) - member).abs().max() <= 1e-6
 
 
-@given(st.integers(0, 2**31), st.floats(1e-4, 40), st.integers(1, 60))
-def test_the_l1_projection_solves_its_kkt_conditions(seed: int, eps: float, size: int) -> None:
-    delta = np.random.default_rng(seed).normal(size=size).astype(np.float32)
+def nearest_in_l1_ball_and_box(x: np.ndarray, origin: np.ndarray, eps: float) -> np.ndarray:
+    """By halving, in float64: every value gives up the same amount of its move, and keeps at most its room in the box."""
+    delta = x.astype(float) - origin.astype(float)
+    room = np.where(delta > 0, 1 - origin, origin)
     low, high = 0.0, float(np.abs(delta).max())
-    for _ in range(100):  # the threshold at which what is left has length eps
+
+    def kept(amount: float) -> np.ndarray:
+        return np.minimum(np.maximum(np.abs(delta) - amount, 0), room)
+
+    for _ in range(200):
         middle = (low + high) / 2
-        low, high = (middle, high) if np.maximum(np.abs(delta.astype(float)) - middle, 0).sum() > eps else (low, middle)
-    expected = delta if np.abs(delta.astype(float)).sum() <= eps else np.sign(delta) * np.maximum(np.abs(delta) - high, 0)
-    shrunk = L1(torch.tensor(eps))._shrink(torch.from_numpy(delta).view(1, 1, 1, -1))
-    assert np.abs(shrunk.numpy().ravel() - expected).max() <= 2e-6
+        low, high = (middle, high) if kept(middle).sum() > eps else (low, middle)
+    return origin + np.sign(delta) * kept(0.0 if kept(0.0).sum() <= eps else high)
+
+
+@given(st.integers(0, 2**31), st.floats(1e-4, 40), st.integers(1, 60), st.sampled_from((0.01, 1.0, 30.0)))
+def test_the_l1_projection_is_the_nearest_point_of_ball_and_box(seed: int, eps: float, size: int, far: float) -> None:
+    random = np.random.default_rng(seed)
+    origin = (random.random(size) * 1.6 - 0.3).clip(0, 1).astype(np.float32)
+    x = (origin + far * random.normal(size=size)).astype(np.float32)
+    expected = nearest_in_l1_ball_and_box(x, origin, float(np.float32(eps)))
+    projected = L1(torch.tensor(eps)).project(torch.from_numpy(x).view(1, 1, 1, -1), torch.from_numpy(origin).view(1, 1, 1, -1))
+    assert np.abs(projected.numpy().ravel() - expected).max() <= 2e-6 * max(1, far)
+
+
+@pytest.mark.parametrize("far", [0.1, 1.0, 30.0])
+def test_the_l1_projection_uses_the_whole_ball_at_the_size_of_real_images(far: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    origin = torch.rand(2, 3, 224, 224, generator=generator)
+    x = origin + far * torch.randn(origin.shape, generator=generator)
+    for eps in (12.0, 3000.0):
+        projected = ball("l1", eps).project(x, origin)
+        assert lengths("l1", projected - origin) == pytest.approx(eps, rel=1e-5)
+        assert ball("l1", eps).contains(projected, origin).all()
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.1), ("l2", 0.5), ("l1", 3.0), ("l0", 9.0)])
+def test_surface_points_differ_and_lie_at_the_edge_of_the_ball(norm: str, eps: float, streams: Callable[..., Streams]) -> None:
+    origin = torch.full((50, 3, 6, 6), 0.5)
+    points = ball(norm, eps).surface_point(origin, streams(50))
+    assert lengths(norm, points - origin) == pytest.approx(eps, rel=1e-5)
+    assert len(np.unique(flat(points), axis=0)) == 50
+    assert abs(float((points - origin).mean())) < 0.02 * eps
+    assert torch.equal(ball(norm, eps).surface_point(origin[:3], streams(3)), points[:3])
 
 
 @given(st.integers(0, 2**31), st.floats(1e-3, 20))

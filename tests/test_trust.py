@@ -53,9 +53,9 @@ def test_a_rounding_model_is_not_called_robust() -> None:
         rb.evaluate(model(lambda x: torch.round(x * 16) / 16), "pgd", images(), eps=0.2)
 
 
-def test_a_model_with_random_answers_is_refused() -> None:
-    with pytest.raises(ModelError, match="differently each time"):
-        rb.evaluate(model(lambda x: x + torch.rand_like(x)), "pgd", images(), eps=0.2)
+def test_a_model_with_random_answers_is_judged_by_votes_and_said_to_be() -> None:
+    result = rb.evaluate(model(lambda x: x + torch.rand_like(x)), "pgd", images(), eps=0.2)
+    assert any("is randomised: verdicts by 10 votes" in note for note in result.config["notes"])
 
 
 def test_changed_weights_are_another_model(tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ def _scheduled(task: Task, search: Passes, given: Passes) -> Run:
     """Every step of every image, as under the goal `full`."""
     with torch.no_grad():
         logits = torch.cat([task.model(part) for part in task.x.split(8)])
-    rules = [clean_criterion(task.y[i : i + 1]) for i in range(len(task.y))]
+    rules = [clean_criterion(task.y[i : i + 1], 2) for i in range(len(task.y))]
     subjects = [Subject(str(i), lambda i=i: task.x[i], rule, logits[i : i + 1]) for i, rule in enumerate(rules)]
     plan = Plan(ATTACKS.build(f"pgd:steps={task.steps}"), ball("linf", task.eps), "bench", search, Judge(given), goal="full")
     return lambda: list(run(plan, subjects, len(subjects)))
