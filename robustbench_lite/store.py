@@ -303,6 +303,8 @@ def _result(
     for c in worst_conditions:
         seconds[c.name] = sum(seconds.get(o.name, 0.0) for o in conditions if o.kind == "attack" and (o.norm, o.eps) == (c.norm, c.eps))
     transferred = [_transferred(row) for row in database.execute(f"SELECT {', '.join(TRANSFER_FIELDS)} FROM transferred")]
+    order = [c.name for c in planned], [config["model"]["name"], *config.get("surrogates", [])]
+    transferred.sort(key=lambda v: (order[0].index(v.condition), order[1].index(v.target)))
     return Result(config, [*conditions, *worst_conditions], [*verdicts, *worst_verdicts], seconds, witness, folder, transferred)
 
 

@@ -153,7 +153,7 @@ def test_on_a_linear_model_it_finds_the_optimum(attack: Run, norm: str, classes:
     x = 0.5 + 0.5 * torch.randn(40, 3, 3, 3, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
     x = x[model(x).argmax(1) == 0][:4]
     optimum = [model.distance(image, norm) for image in x]
-    for spec in ("fab:steps=10", "fab-t:steps=10"):
+    for spec in ("fab:steps=15", "fab-t:steps=15"):
         found = attack(model, spec, x, norm=norm, eps=1.0 if norm == "linf" else 30.0, goal="closest")
         ratios = [f.distance / o for f, o in zip(found, optimum, strict=True)]
         # fab chooses the class by the distance that there were without the box, and may miss the nearest one
