@@ -97,7 +97,7 @@ class Targeted(Criterion):
         if loss == "dlr":
             return reaching_dlr(logits, self.target)
         if loss == "gap":
-            return gap(logits, self.labels, self.target)
+            return self.margin(logits)
         return -(loss if callable(loss) else LOSSES[loss])(logits, self.target)
 
     def aims(self, logits: Logits) -> Tensor:
@@ -163,7 +163,7 @@ class OrdinalShift(Criterion):
         return self._far(logits).aims(logits)
 
     def aimed(self, target: Tensor) -> Criterion:
-        return Rival(self.labels, target)
+        return Targeted(self.labels, target)
 
     def _far(self, logits: Logits) -> Towards:
         grades = torch.arange(logits.shape[1], device=logits.device)

@@ -24,7 +24,8 @@ from .labelled import LabelledImages, from_arrays, from_loader
 from .models import load_model
 from .plan import Attack
 from .results import Condition, Goal, Result
-from .session import Options, Progress, Session
+from .samples import Options
+from .session import Progress, Session
 from .store import Store, explained
 from .transfer import sources
 

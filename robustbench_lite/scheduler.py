@@ -84,7 +84,7 @@ class Batch:
         target = torch.tensor([lane.target(plan) for lane in lanes], device=device)
         spent = torch.tensor([lane.account.spent for lane in lanes], device=device)
         criterion = first.join(*rest)
-        aim = criterion.aimed(target) if getattr(plan.attack, "targets", 0) else criterion
+        aim = criterion.aimed(target) if bool((target >= 0).all()) else criterion
         case = Case(origin, plan.threat, criterion, aim, target, spent)
         oracle = plan.door(plan.search, case, Ledger.opened(origin, logits), plan.goal, plan.budget)
         state = plan.attack.start(oracle, Streams(plan.seed, plan.condition, [lane.key for lane in lanes], None, device))

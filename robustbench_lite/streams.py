@@ -27,7 +27,8 @@ def seeded(*key: object) -> Iterator[None]:
     """
     seed = int(generator(*key).integers(2**63))
     python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 - what such code draws from
-    with torch.random.fork_rng():
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
+    with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002
         random.seed(seed)

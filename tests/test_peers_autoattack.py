@@ -81,13 +81,17 @@ def test_only_what_one_side_breaks_decides(ours: str, peer: str, only: tuple[int
     assert pair.p == pytest.approx(p)
 
 
+class Stopped(Exception):
+    pass
+
+
 def test_a_table_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file, asked = tmp_path / "peers.jsonl", []
 
     def side(name: str) -> Any:
         def run(classifier: Classifier, x: Tensor, y: Tensor, norm: str, eps: float, attack: str) -> Cell:
             if len(asked) == 5:
-                raise KeyboardInterrupt
+                raise Stopped
             asked.append((name, attack, classifier.name, norm))
             found = replace(cell("x" * len(y)), side=name, attack=attack, model=classifier.name)
             return replace(found, norm=norm, eps=eps, digest=classifier.digest)
@@ -96,7 +100,7 @@ def test_a_table_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(peers_table, "by_us", side(peers_table.our_side()))
     monkeypatch.setattr(peers_table, "by_peer", side(peers_table.peer_side()))
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Stopped):
         list(measured(file, 3))
     first = asked.copy()
     asked.clear()

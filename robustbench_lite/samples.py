@@ -1,0 +1,183 @@
+"""The images of a run: loaded and checked, asked about as they are, and written down in verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from .checks import checked, size_text
+from .classifier import Logits
+from .conditions import clean_criterion
+from .errors import DataError, RunMismatch
+from .judge import Judge
+from .labelled import LabelledImages
+from .oracle import BAD_LOGITS, TROUBLE
+from .results import Goal, Verdict
+from .store import Store
+from .witnesses import image_digest
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a run is made; see `evaluate` for what they mean."""
+
+    goal: Goal
+    seed: int
+    shuffle_seed: int
+    device: torch.device
+    batch_size: int | Literal["auto"]
+    bf16: bool
+    prepare: bool
+    query_budget: int | None
+    witnesses: int
+    on_bad_image: Literal["fail", "undecided"]
+    eot: int | None
+    votes: int
+
+
+Said = tuple[Any, float]
+"""A prediction, which is a class or a list of 0/1, and the model's confidence in it."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The clean answer to one image: logits (1, K), and what they say.
+
+    `unusable` says why the image could not be asked about, `trouble` why nothing can be said of it.
+    """
+
+    id: str
+    logits: Logits | None = None
+    unusable: str | None = None
+    trouble: str | None = None
+    said: Said = (None, 0.0)
+    wrong: bool = False
+
+
+def drawn(seed: int, what: str, sample_id: str) -> bytes:
+    """A key to order images by, the same in every run."""
+    return blake2b(f"{seed}/{what}/{sample_id}".encode(), digest_size=16).digest()
+
+
+@dataclass
+class Samples:
+    """The images, by id. `probed` are the ids of the first few that could be read, `shape` is that of every image."""
+
+    images: LabelledImages
+    store: Store
+    options: Options
+
+    def __post_init__(self) -> None:
+        ids, options = self.images.ids, self.options
+        self.position = {key: i for i, key in enumerate(ids)}
+        self.order = sorted(ids, key=lambda key: drawn(options.shuffle_seed, "order", key))
+        self.shape: torch.Size | None = None
+        self.probed: list[str] = []
+        self.outputs = 0  # of the model; known once it was asked
+        self.kept = set(sorted(ids, key=lambda key: drawn(options.seed, "witness", key))[: options.witnesses])
+
+    def probe(self) -> Tensor:
+        """(B, C, H, W) the first few images that can be read; they must be those that the run began with."""
+        found: list[Tensor] = []
+        for key in self.order:
+            try:
+                found.append(self.load(key))
+                self.probed.append(key)
+            except DataError:
+                if key == self.order[-1] and not found:
+                    raise
+            if len(found) == 4:
+                break
+        self.shape = found[0].shape
+        shapes = sorted({size_text(image) for image in found})
+        if len(shapes) > 1:
+            raise DataError(f"the images differ in size ({', '.join(shapes)}): bring them to one with --size")
+        for key, image in zip(self.probed, found, strict=True):
+            self.same_image(key, image)
+        return torch.stack(found).to(self.options.device)
+
+    def load(self, sample_id: str) -> Tensor:
+        image = checked(self.images[self.position[sample_id]][0], sample_id)
+        if self.shape is not None and image.shape != self.shape:
+            raise DataError(f"image {sample_id} is {size_text(image)} and others are not: bring them to one size with --size")
+        return image
+
+    def labels(self, ids: Iterable[str]) -> Tensor:
+        """(B,) or (B, K)."""
+        return torch.tensor([self.images.labels[self.position[key]] for key in ids], device=self.options.device)
+
+    def same_image(self, key: str, image: Tensor) -> None:
+        """Record what the image was, or check that it is still that."""
+        before, now = self.store.sample(key), image_digest(image)
+        if before is None:
+            self.store.add_sample(self.position[key], key, now)
+        elif before != now:
+            raise RunMismatch(f"image {key} is not the one that this run began with: choose another --out, or --fresh to start over")
+
+    def same_answers(self, name: str, judge: Judge, probe: Tensor) -> None:
+        """Refuse to go on with a model that answers otherwise than when the run began: its code may have changed, which no digest sees."""
+        known = {row: before for row, key in enumerate(self.probed) if (before := self.store.clean_said(key)) is not None}
+        said = self.said(self.probed, self._answers(judge, self.probed, probe)) if known else []
+        for row, was in known.items():
+            if was[0] != said[row][0] or abs(was[1] - said[row][1]) > 1e-3:
+                raise RunMismatch(
+                    f"{name} says {said[row]} of {self.probed[row]}, and said {was} when this run began: "
+                    "choose another --out, or --fresh to start over"
+                )
+
+    def _answers(self, judge: Judge, ids: Sequence[str], x: Tensor) -> Logits:
+        return judge.logits(x, clean_criterion(self.labels(ids), self.outputs), ids)
+
+    def said(self, ids: Iterable[str], logits: Logits) -> list[Said]:
+        """What logits (B, K) say of the images with these ids."""
+        rule = clean_criterion(self.labels(ids), logits.shape[1])
+        return list(zip(rule.predict(logits).tolist(), rule.confidence(logits).tolist(), strict=True))
+
+    def undecided(self, condition: str, answer: Answer) -> Verdict:
+        return self.verdict(condition, answer, (None, 0.0), broken=None, reason=answer.trouble)
+
+    def verdict(self, condition: str, answer: Answer, said: Said, **known: Any) -> Verdict:
+        """said: of the image that the verdict is about."""
+        i = self.position[answer.id]
+        blank = {"target": None, "broken_by": None, "reason": None, "precision": "fp32", "witness": None, "distance": 0.0}
+        counts = {"restart": 0, "steps": 0, "forwards": 0, "backwards": 0}
+        return Verdict(
+            sample_id=answer.id,
+            group=None if self.images.groups is None else self.images.groups[i],
+            condition=condition,
+            label=self.images.labels[i],
+            clean_prediction=None if answer.trouble else answer.said[0],
+            prediction=said[0],
+            confidence=said[1],
+            seed=self.options.seed,
+            **(blank | counts | known),
+        )
+
+    def ask(self, judge: Judge, waiting: Sequence[Answer], batch_size: int) -> Iterator[list[Answer]]:
+        """What the model says of the images as they are, batch by batch."""
+        for start in range(0, len(waiting), batch_size):
+            loaded, answers = {}, []
+            for key in (answer.id for answer in waiting[start : start + batch_size]):
+                try:
+                    loaded[key] = self.load(key)
+                except DataError as error:
+                    answers.append(Answer(key, unusable=str(error), trouble=str(error)))
+            if loaded:
+                logits = self._answers(judge, list(loaded), torch.stack(list(loaded.values())).to(self.options.device))
+                rule = clean_criterion(self.labels(loaded), logits.shape[1])
+                wrong, finite = (rule.margin(logits) > 0).tolist(), logits.isfinite().all(1).tolist()
+                for row, ((key, image), said) in enumerate(zip(loaded.items(), self.said(loaded, logits), strict=True)):
+                    self.same_image(key, image)
+                    trouble = None if finite[row] else TROUBLE[BAD_LOGITS]
+                    answers.append(Answer(key, logits[row : row + 1], None, trouble, said, wrong[row]))
+            yield answers
+
+    def clean_verdict(self, answer: Answer) -> Verdict:
+        if answer.trouble:
+            return self.undecided("clean", answer)
+        return self.verdict("clean", answer, answer.said, broken=answer.wrong, broken_by="clean" if answer.wrong else None, forwards=1)
