@@ -224,6 +224,8 @@ class Queue:
         account.running -= 1
         if account.found.broken is None or (account.found.broken and self.plan.goal == "first"):
             account.closed = True  # its other lanes leave at the next look
+        if self.plan.budget is not None and account.spent >= self.plan.budget:
+            account.closed = True  # a further lane would ask before it could be stopped
         if account.running == 0 and not account.closed and account.opened < self.plan.lanes(account.subject):
             del self.active[id(account)]
             self.waiting.append(account)

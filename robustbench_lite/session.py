@@ -203,7 +203,9 @@ class Session:
                 target = None if aimed is None else int(aimed[row])
                 self.store.add(self.samples.verdict(name, answer, answer.said, broken=True, broken_by="clean", target=target))
             else:
-                subjects.append(Subject(answer.id, partial(self._load, answer.id), rules.take(slice(row, row + 1)), logits[row : row + 1]))
+                subjects.append(
+                    Subject(answer.id, partial(self.samples.load, answer.id), rules.take(slice(row, row + 1)), logits[row : row + 1])
+                )
         if left_out:
             self.notes.append(f"{name}: {left_out} images of the target's own class are left out")
         return subjects, self.store.not_correct(name)

@@ -169,7 +169,7 @@ def measured(file: Path, count: int) -> Iterator[Pair]:
                     key = side, attack, classifier.name, norm, eps, classifier.digest, len(y)
                     if key not in known:
                         known[key] = run(classifier, x, y, norm, eps, attack)
-                        pass
+                        write(file, list(known.values()))
                 ours, peer = (known[side, attack, classifier.name, norm, eps, classifier.digest, len(y)] for side in sides)
                 yield Pair(ours, peer)
 

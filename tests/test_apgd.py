@@ -217,6 +217,7 @@ def test_on_planes_it_succeeds_just_beyond_the_nearest_and_not_before(
         assert expected or {(f.steps, f.forwards, f.backwards) for f in found} == {(100 * lanes, 102 * lanes, 101 * lanes)}
 
 
+@pytest.mark.slow
 @every_norm
 def test_it_is_not_weaker_than_pgd_with_as_many_steps(attack: Run, net: Any, pictures: Any, norm: str) -> None:
     x, eps = pictures(40), EPS[norm] / 5
