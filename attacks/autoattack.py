@@ -45,11 +45,6 @@ class AutoAttack:
 
     version: Literal["standard", "plus", "rand"] = "standard"
 
-    @property
-    def draws(self) -> int:
-        """How often a model that draws random numbers is asked for one averaged answer."""
-        return 20 if self.version == "rand" else 1
-
     def parts(self, norm: str) -> Mapping[str, Any]:
         stages = STAGES.get(f"{self.version} in {norm}", STAGES[self.version])
         return {name: ATTACKS.build(spec) for name, spec in stages.items()}

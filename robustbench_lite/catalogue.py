@@ -65,7 +65,7 @@ def description(spec: str) -> str:
         UnknownName: nothing of any kind has this name.
     """
     parsed = Spec.parse(spec)
-    found = [(r, r.get(parsed.name)) for r in REGISTRIES.values() if parsed.name in r.names()]
+    found = [(r, r.get(parsed.name)) for r in REGISTRIES.values() if parsed.name in (*r.names(), *r.aliases)]
     if not found:
         raise UnknownName("name", parsed.name, [name for r in REGISTRIES.values() for name in r.names()], "robust-eval list shows all")
     return "\n\n".join(_described(r, parsed, thing) for r, thing in found)

@@ -79,7 +79,7 @@ def evaluate(
         query_budget: forwards and backwards that an attack may spend on an image.
         surrogates: models to make the adversarial images on, each alone and all together; the model itself is asked about the last one
             only. `result.transfer` is the matrix of sources and targets.
-        eot: answers of a randomised model that an attack averages. None: 20, or what the attack says.
+        eot: answers of a randomised model that an attack averages. None: 20.
         votes: answers by which a randomised model is judged: an image counts as broken where at least half of them are.
         witnesses: how many adversarial images to keep per condition (a seeded choice), `all` or `none`.
         on_bad_image: `fail` ends with an error that names the images that cannot be read; `undecided` counts them as not correct

@@ -43,7 +43,6 @@ class Attack(Protocol):
     """A frozen dataclass whose fields are its hyper-parameters. It may also have
 
     - `restarts`, `targets`: how many of each to try, one lane each;
-    - `draws`: how often a randomised model is asked for one averaged answer, unless the user says otherwise;
     - `hooks(model, probe)`: a context in which the gradients are other than the model's own; probe (1, C, H, W) is to trace it with.
 
     What is registered may be several attacks in turn, or another one for every norm: then it has `parts(norm)` and no steps of its own.

@@ -33,7 +33,7 @@ class Ways:
 
     def of(self, attack: Attack, eot: int | None) -> list[Passes]:
         """What this attack searches on. One that changes gradients by hooks needs the layers that preparing folds away."""
-        draws = (eot or int(getattr(attack, "draws", DRAWS))) if self.random else 1
+        draws = (eot or DRAWS) if self.random else 1
         return [replace(passes, draws=draws) for passes in ([self.plain] if hasattr(attack, "hooks") else self.fast)]
 
 
