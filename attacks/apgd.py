@@ -12,7 +12,7 @@ from robustbench_lite.losses import Loss
 from robustbench_lite.oracle import WhiteBox
 from robustbench_lite.plan import State
 from robustbench_lite.registry import attack
-from robustbench_lite.rows import per_sample
+from robustbench_lite.rows import per_sample, pick
 from robustbench_lite.streams import Streams
 
 from .apgd_l1 import SparseAPGD
@@ -99,8 +99,8 @@ class APGD:
         logits, gradient = oracle.gradient(x, self.loss)
         loss = oracle.loss(logits, self.loss)
         higher = loss > state.height
-        best = torch.where(per_sample(higher, x), x, state.best)
-        slope = torch.where(per_sample(higher, x), gradient, state.slope)
+        best = pick(higher, x, state.best)
+        slope = pick(higher, gradient, state.slope)
         height = torch.where(higher, loss, state.height)
         # the authors' code compares the first loss with 0 and not with the loss at the start
         rises = state.rises + (loss > state.loss)
@@ -110,8 +110,8 @@ class APGD:
         halve = check & stalled
         return state.moved(
             # the last image is the best one: where another model judges, it is asked about no other
-            torch.where(per_sample(halve | (state.t + 1 == self.steps), x), best, x),
-            gradient=torch.where(per_sample(halve, x), slope, gradient),
+            pick(halve | (state.t + 1 == self.steps), best, x),
+            gradient=pick(halve, slope, gradient),
             loss=loss,
             before=state.x,
             best=best,
@@ -128,7 +128,7 @@ class APGD:
         threat, origin, x = oracle.threat, oracle.origin, state.x
         ahead = threat.project(x + per_sample(state.share * threat.eps, x) * threat.steepest(state.gradient), origin)
         new = per_sample(torch.where(state.t > 0, MOMENTUM, 1.0), x)
-        return threat.project(x + new * (ahead - x) + (1 - new) * (x - state.before), origin)
+        return threat.project((x - state.before).mul_(1 - new).add_(x).add_(ahead.sub_(x).mul_(new)), origin)
 
 
 @attack("apgd-dlr")

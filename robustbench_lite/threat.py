@@ -91,7 +91,8 @@ class Linf(Ball):
 
     def project(self, x: Images, origin: Images) -> Images:
         eps = per_sample(self.eps, x)
-        return torch.maximum(torch.minimum(x, origin + eps), origin - eps).clamp_(0, 1)  # clamp by tensors takes longer
+        top, bottom = origin + eps, origin - eps  # clamp by tensors takes longer
+        return torch.maximum(torch.minimum(x, top, out=top), bottom, out=bottom).clamp_(0, 1)
 
     def distance(self, x: Images, origin: Images) -> Tensor:
         return (x - origin).abs_().flatten(1).amax(1)
