@@ -29,8 +29,8 @@ class Reading:
     peak: float
 
 
-def readings(task: str, variants: Sequence[str], *, steps: int, rounds: int, threads: int = 1) -> dict[str, Reading]:
-    """Every variant `rounds` times, in turn."""
+def raw(task: str, variants: Sequence[str], rounds: int, *, steps: int = 1, threads: int = 1) -> dict[str, list[dict[str, float]]]:
+    """What the workers said of every variant, `rounds` times, in turn."""
     found: dict[str, list[dict[str, float]]] = {v: [] for v in variants}
     workers = {}
     for variant in variants:
@@ -49,6 +49,12 @@ def readings(task: str, variants: Sequence[str], *, steps: int, rounds: int, thr
             found[variant].append(json.loads(worker.stdout.readline()))
     for worker in workers.values():
         worker.communicate()
+    return found
+
+
+def readings(task: str, variants: Sequence[str], *, steps: int, rounds: int, threads: int = 1) -> dict[str, Reading]:
+    """Every variant `rounds` times, in turn."""
+    found = raw(task, variants, rounds, steps=steps, threads=threads)
     return {v: Reading([r["cpu"] for r in rs], [r["wall"] for r in rs], max(r["peak"] for r in rs)) for v, rs in found.items()}
 
 
@@ -70,6 +76,21 @@ def whole_run(task: str, variants: Sequence[str], steps: int, rounds: int) -> li
             f"| {task} | {v} | {statistics.median(found[v].cpu) / ours:.2f} ({min(ratios):.2f} to {max(ratios):.2f}) | {rounds} rounds |"
         )
     return lines
+
+
+def cascade(task: str, rounds: int) -> list[str]:
+    """AutoAttack standard, ours over the official implementation's."""
+    found = raw(task, ("autoattack", "pyautoattack"), rounds)
+    middle = {v: {key: statistics.median(r[key] for r in rs) for key in rs[0]} for v, rs in found.items()}
+    ours, peer = middle["autoattack"], middle["pyautoattack"]
+    shares = " | ".join(f"{ours[key] / peer[key]:.2f}" for key in ("passes", "cpu", "wall"))
+    return [f"| {task} | {ours['robust']:.0f} / {peer['robust']:.0f} | {shares} | {rounds} rounds |"]
+
+
+def overhead(task: str, rounds: int) -> list[str]:
+    """What the evaluation takes beside the model's own passes, as a share of those."""
+    shares = [r["cpu"] / r["inside"] - 1 for r in raw(task, ("shortened",), rounds)["shortened"]]
+    return [f"| {task} | {100 * statistics.median(shares):.0f} % | {rounds} rounds |"]
 
 
 def peak_memory(task: str, variants: Sequence[str], steps: int) -> list[str]:
@@ -123,6 +144,16 @@ SECTIONS = {
             + whole_run("resnet18, 64 images, all survive", ("evaluated", "foolbox", "torchattacks"), 10, 3)
             + whole_run("efficientnet_lite0, all broken", ("evaluated", *PEERS), 20, 3)
         ),
+    ),
+    "autoattack": Section(
+        "AutoAttack standard, ours over pyautoattack (below 1: less than it)",
+        "| task | robust, ours / peer | passes | processor time | wall time | from |",
+        lambda: cascade("efficientnet_lite0, all broken", 3) + cascade("digits_cnn, about half survive", 1),
+    ),
+    "overhead": Section(
+        "AutoAttack's attacks, time beside the model's own passes",
+        "| task | over the passes | from |",
+        lambda: overhead("resnet18, 10 images, all survive", 3),
     ),
     "step": Section(
         "One gradient step, early leaving off, the model as given, over the bare loop (1.00 = free)",

@@ -82,6 +82,10 @@ def real(name: str, eps: float, steps: int, limit: int | None = None) -> Task:
     return Task(classifier, x[right], y[right], eps, steps)
 
 
+def first(count: int, task: Task) -> Task:
+    return replace(task, x=task.x[:count], y=task.y[:count])
+
+
 TASKS: dict[str, Callable[[int], Task]] = {
     "resnet50, 8 images": lambda steps: resnet50(8, steps),
     "resnet50, 32 images": lambda steps: resnet50(32, steps),
@@ -90,6 +94,8 @@ TASKS: dict[str, Callable[[int], Task]] = {
     "resnet18, 128 images": lambda steps: resnet18(128, steps),
     "resnet18, 64 images, all survive": lambda steps: replace(resnet18(64, steps), eps=1e-6),
     "efficientnet_lite0, all broken": lambda steps: real("efficientnet_lite0", 4 / 255, steps),
+    "resnet18, 10 images, all survive": lambda steps: replace(resnet18(10, steps), eps=1e-6),
+    "digits_cnn, about half survive": lambda steps: first(100, real("digits_cnn", 0.05, steps)),
     "digits_cnn, most survive": lambda steps: real("digits_cnn", 0.02, steps),
 }
 
@@ -152,6 +158,82 @@ def evaluated_bf16(task: Task) -> Run:
     return lambda: rb.evaluate(task.model, f"pgd:steps={task.steps}", data, eps=task.eps, witnesses="none", precision="bf16")
 
 
+class Counted(nn.Module):
+    """The model, counting the images of its forwards and those of them that a gradient was taken at."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.forwards, self.backwards = model, 0, 0
+        self.eval().requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.forwards += len(x)
+        self.backwards += len(x) if x.requires_grad else 0
+        logits: Tensor = self.model(x)
+        return logits
+
+
+def autoattack(task: Task) -> Run:
+    """Ours as a user runs it."""
+    tune_process()
+    data = from_arrays(task.x, task.y)
+
+    def go() -> dict[str, float]:
+        verdicts = rb.evaluate(task.model, "autoattack", data, eps=task.eps, witnesses="none").verdicts
+        found = [v for v in verdicts if v.condition.startswith("autoattack")]
+        return {"passes": sum(v.forwards + v.backwards for v in found), "robust": sum(v.broken is False for v in found)}
+
+    return go
+
+
+def pyautoattack(task: Task) -> Run:
+    """The official implementation, as a package."""
+    from contextlib import redirect_stdout
+
+    from pyautoattack import AutoAttack
+
+    def go() -> dict[str, float]:
+        counted = Counted(task.model)
+        attack = AutoAttack(model=counted, norm="Linf", epsilon=task.eps, version="standard", seed=0, device="cpu", verbose=False)
+        with redirect_stdout(sys.stderr):
+            made = attack.run_standard_evaluation(x_orig=task.x, y_orig=task.y, batch_size=PEER_BATCH)
+        passes = counted.forwards + counted.backwards
+        with torch.no_grad():
+            robust = int((task.model(made).argmax(1) == task.y).sum())
+        return {"passes": passes, "robust": robust}
+
+    return go
+
+
+SHORT = ("apgd:steps=20", "apgd-t:steps=10,targets=3", "fab-t:steps=10,targets=3", "square:queries=200")
+
+
+def shortened(task: Task) -> Run:
+    """AutoAttack's attacks with few steps, on images that all survive; `inside` is the time spent in the model's own passes."""
+    tune_process()
+    data, inside = from_arrays(task.x, task.y), [0.0]
+
+    def timed(method: Callable[..., Any]) -> Callable[..., Any]:
+        def ask(*arguments: Any) -> Any:
+            started = time.process_time()
+            try:
+                return method(*arguments)
+            finally:
+                inside[0] += time.process_time() - started
+
+        return ask
+
+    for name in ("logits", "gradient"):
+        setattr(Passes, name, timed(getattr(Passes, name)))
+
+    def go() -> dict[str, float]:
+        inside[0] = 0.0
+        rb.evaluate(task.model, SHORT, data, eps=task.eps, witnesses="none")
+        return {"inside": inside[0]}
+
+    return go
+
+
 PEER_BATCH = 100
 
 
@@ -183,7 +265,21 @@ def adv_lib(task: Task) -> Run:
 
 
 VARIANTS: dict[str, Callable[[Task], Run]] = {
-    v.__name__: v for v in (bare, as_given, prepared, prepared_bf16, evaluated, evaluated_bf16, foolbox, torchattacks, adv_lib)
+    v.__name__: v
+    for v in (
+        bare,
+        as_given,
+        prepared,
+        prepared_bf16,
+        evaluated,
+        evaluated_bf16,
+        foolbox,
+        torchattacks,
+        adv_lib,
+        autoattack,
+        pyautoattack,
+        shortened,
+    )
 }
 
 
@@ -195,8 +291,9 @@ def main() -> None:
     print("ready", flush=True)
     for _ in sys.stdin:
         wall, cpu = time.perf_counter(), time.process_time()
-        go()
-        took = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+        about = go()
+        took = about if isinstance(about, dict) else {}
+        took |= {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
         print(json.dumps(took | {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}), flush=True)
 
 
