@@ -11,11 +11,9 @@ from torch import Tensor
 from robustbench_lite.losses import Loss
 from robustbench_lite.oracle import WhiteBox
 from robustbench_lite.plan import State
-from robustbench_lite.registry import attack
+from robustbench_lite.registry import ATTACKS, attack
 from robustbench_lite.rows import per_sample, pick
 from robustbench_lite.streams import Streams
-
-from .apgd_l1 import SparseAPGD
 
 MOMENTUM = 0.75  # the share of the new step, alpha of algorithm 1; the rest goes on as before
 
@@ -53,7 +51,7 @@ def windows(steps: int) -> list[int]:
 class APGD:
     """Climb with momentum from the edge of the ball; halve the step and go back to the best image where progress stalls.
 
-    Its first steps are 2 eps long, so a few of them say little: leave it its 100. In l1 it is another machine: see apgd_l1.
+    Its first steps are 2 eps long, so a few of them say little: leave it its 100. In l1 it is another machine, `apgd-l1`.
 
     Args:
         steps: gradient steps of a restart; the schedule is cut to them.
@@ -74,7 +72,7 @@ class APGD:
     targets: Annotated[int, Field(ge=0)] = 0
 
     def parts(self, norm: str) -> Mapping[str, Any]:
-        return {"": SparseAPGD(self.steps, self.restarts, self.loss, self.targets) if norm == "l1" else self}
+        return {"": ATTACKS.get("apgd-l1")(self.steps, self.restarts, self.loss, self.targets) if norm == "l1" else self}
 
     def start(self, oracle: WhiteBox, draw: Streams) -> Climb:
         x = oracle.threat.surface_point(oracle.origin, draw)

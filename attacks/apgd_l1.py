@@ -1,15 +1,17 @@
-"""Auto-PGD for l1 (Croce & Hein, "Mind the box", ICML 2021, https://arxiv.org/abs/2103.01208); `apgd` is its name in every norm."""
+"""Auto-PGD for l1, which `apgd` is there (Croce & Hein, "Mind the box", ICML 2021, https://arxiv.org/abs/2103.01208)."""
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from robustbench_lite.classifier import Images
 from robustbench_lite.losses import Loss
 from robustbench_lite.oracle import WhiteBox
 from robustbench_lite.plan import State
+from robustbench_lite.registry import attack
 from robustbench_lite.rows import per_sample
 from robustbench_lite.streams import Streams
 
@@ -29,6 +31,7 @@ class Sparse(State):
     support: Tensor  # (B,) number of values in which `best` differed from the clean image at the last check
 
 
+@attack("apgd-l1")
 @dataclass(frozen=True)
 class SparseAPGD:
     """Move only the values with the largest gradients, as many as two thirds of those that the best image has changed.
@@ -41,12 +44,13 @@ class SparseAPGD:
 
     access = WhiteBox
     norms = ("l1",)
+    cost = "steps + 2 forwards, steps + 1 backwards, times restarts and targets"
     shortest: ClassVar[float] = 0.1  # of the steps, in radii
 
-    steps: int = 100
-    restarts: int = 1
+    steps: Annotated[int, Field(ge=1)] = 100
+    restarts: Annotated[int, Field(ge=1)] = 1
     loss: Loss = "ce"
-    targets: int = 0
+    targets: Annotated[int, Field(ge=0)] = 0
 
     def start(self, oracle: WhiteBox, draw: Streams) -> Sparse:
         ball = replace(oracle.threat, eps=oracle.threat.eps * schedule(self.steps)[0][0])

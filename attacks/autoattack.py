@@ -41,7 +41,7 @@ class AutoAttack:
 
     access = WhiteBox
     norms = ("linf", "l2", "l1")
-    cost = "7,852 forwards, 1,910 backwards with ten classes; plus 9,875 and 7,920; rand 4,082 and 4,040"
+    cost = "7,831 forwards, 1,910 backwards with ten classes; plus 9,754 and 7,819; rand 4,042 and 4,040"
 
     version: Literal["standard", "plus", "rand"] = "standard"
 

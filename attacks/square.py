@@ -1,6 +1,7 @@
 """Square attack (Andriushchenko et al., ECCV 2020, https://arxiv.org/abs/1912.00049); in l1 by Croce & Hein (ICML 2021)."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Annotated
 
 import torch
@@ -65,16 +66,25 @@ class Square:
         if due.any():
             fresh = draw.uniform("moves", *numbers.shape[1:])  # keyed by the row's own step; the rows that are not due do without
             numbers = torch.where(per_sample(due, fresh), fresh, numbers)
-        tried = moves.move(x, oracle.origin, oracle.threat, self._sides(moves, x, t), numbers[torch.arange(len(x)), t % BLOCK])
+        tried = moves.move(
+            x, oracle.origin, oracle.threat, self._sides(moves, x, t), numbers[torch.arange(len(x), device=t.device), t % BLOCK]
+        )
         logits = oracle.logits(tried)
         margin = oracle.criterion.margin(logits)
         # clear of the noise of rounding: where a square changes nothing, the images in the batch would decide whether it is kept
         better = margin > state.margin + 8 * torch.finfo(logits.dtype).eps * logits.abs().amax(1)
-        kept = torch.where(per_sample(better, x), tried, x)
-        return state.moved(kept, margin=torch.where(better, margin, state.margin), numbers=numbers)
+        kept = better.nonzero()[:, 0]  # few, as a rule
+        if len(kept):
+            x = x.clone().index_copy_(0, kept, tried.index_select(0, kept))
+        return state.moved(x, margin=torch.where(better, margin, state.margin), numbers=numbers)
 
     def _sides(self, moves: Moves, x: Images, t: Tensor) -> Sides:
         query = t * 10_000 // self.queries if self.resc_schedule else t
         level = torch.bucketize(query, torch.tensor(HALVED_AFTER, device=t.device))
-        sizes = tuple(moves.side(self.p_init / 2**halvings, *x.shape[2:]) for halvings in range(len(HALVED_AFTER) + 1))
-        return Sides(sizes, level)
+        return Sides(sizes(moves, self.p_init, *x.shape[2:]), level)
+
+
+@lru_cache(maxsize=16)
+def sizes(moves: Moves, p_init: float, height: int, width: int) -> tuple[int, ...]:
+    """Sides of the windows, before the first halving of the area and after each."""
+    return tuple(moves.side(p_init / 2**halvings, height, width) for halvings in range(len(HALVED_AFTER) + 1))

@@ -44,12 +44,14 @@ def terminal(result: Result) -> Group:
 
 def _cascades(result: Result) -> Iterator[Table]:
     """For every condition that is several attacks in turn, what each of them broke and cost."""
+    goals = {condition.name: condition.goal for condition in result.conditions}
     for condition, stages in groupby(result.cascade, key=lambda row: row.condition):
         table = _below(condition, "attack", ["images", "broken", "forward\npasses", "backward\npasses"])
         for row in stages:
             passes = [Text(amount(value), style="dim") for value in (row.mean_forwards, row.mean_backwards)]
             table.add_row(Text(row.stage), Text(str(row.attacked)), Text(str(row.broken), style="bold"), *passes)
-        table.caption = "Each attack saw what those before it left; passes are means over these."
+        seen = "what those before it left" if goals[condition] == "first" else "every image"
+        table.caption = f"Each attack saw {seen}; passes are means over these."
         yield table
 
 

@@ -34,9 +34,13 @@ class Course:
 
     def then(self, stage: Stage, found: Finding) -> Course:
         """One stage on."""
-        # of a first pass in reduced precision only the cost counts: what it left undecided was attacked again
-        again = self.finding.reduced and not found.reduced and not self.finding.broken
-        best = found.after(self.finding) if again else self.finding.merged(found, stage.plan.goal)
+        # of a first pass in reduced precision that broke nothing only the cost counts: its images are attacked again in float32
+        if found.reduced and not found.broken:
+            best = self.finding.after(found)
+        elif self.finding.reduced and not self.finding.broken:
+            best = found.after(self.finding)
+        else:
+            best = self.finding.merged(found, stage.plan.goal)
         broke = stage.name if best.broken and best.image is found.image else self.broke
         return Course(best, _added(self.costs, stage.name, found), broke, self.done + 1)
 

@@ -64,6 +64,10 @@ def description(spec: str) -> str:
     Raises:
         UnknownName: nothing of any kind has this name.
     """
+    several = re.split(r"\+(?=[A-Za-z])", spec)
+    if len(several) > 1:
+        registry.ATTACKS.build(spec)
+        return "\n\n\n".join(map(description, several))
     parsed = Spec.parse(spec)
     found = [(r, r.get(parsed.name)) for r in REGISTRIES.values() if parsed.name in (*r.names(), *r.aliases)]
     if not found:

@@ -38,12 +38,17 @@ class Criterion(Rows):
         """(B,) it falls as the image comes nearer to being right."""
         return self.margin(logits)
 
+    @property
+    def aimable(self) -> bool:
+        """Whether there is more than one way of being broken, to be tried in turn."""
+        return True
+
     def aims(self, logits: Logits) -> Tensor:
         """(M,) what an attack may aim at one after the other, nearest first, for a record of one row with logits (1, K). None: empty."""
         return torch.empty(0, dtype=torch.long)
 
     def aimed(self, target: Tensor) -> Criterion:
-        """The criterion to be climbed where each row aims at its target (B,), one of `aims`."""
+        """The criterion to be climbed where each row aims at its target (B,), one of `aims`; anything, where a row has none."""
         return self
 
     def predict(self, logits: Logits) -> Tensor:
@@ -68,7 +73,8 @@ class Misclassified(Criterion):
     labels: Labels
 
     def margin(self, logits: Logits) -> Tensor:
-        return _as_argmax_breaks_ties(margin(logits, self.labels), logits.argmax(1) != self.labels)
+        gap = margin(logits, self.labels)
+        return gap if gap.all() else _as_argmax_breaks_ties(gap, logits.argmax(1) != self.labels)
 
     def loss(self, logits: Logits, loss: str | Callable[..., Tensor]) -> Tensor:
         if callable(loss):
@@ -215,6 +221,10 @@ class MultiLabel(Criterion):
     def cross_entropy(self, logits: Logits) -> Tensor:
         each = functional.binary_cross_entropy_with_logits(logits, self.labels.to(logits.dtype), reduction="none")
         return (each if self.named is None else each[:, list(self.named)]).sum(1)
+
+    @property
+    def aimable(self) -> bool:
+        return self.which == "any"
 
     def aims(self, logits: Logits) -> Tensor:
         """Findings, where one of them is enough."""

@@ -108,6 +108,7 @@ def evaluate(
     _check_words(goal, precision, batch_size, witnesses, on_bad_image)
     classifier = _classifier(model)
     others = _surrogates(surrogates, classifier, query_budget)
+    goal = "full" if others else goal
     source = default_for(classifier) if data is None else data
     images = _images(source, classifier, limit, seed)
     asked: list[str | Attack] = list(attacks) if isinstance(attacks, (list, tuple)) else [attacks]  # type: ignore[list-item]  # one alone
@@ -118,7 +119,7 @@ def evaluate(
         default_eps=images.default_eps,
         data=images.name,
         target=target,
-        goal="full" if others else goal,
+        goal=goal,
         sources=list(sources(others)),
     )
     where = local.pick_device(device)

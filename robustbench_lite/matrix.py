@@ -11,7 +11,8 @@ from dataclasses import dataclass
 class TransferVerdict:
     """One line of the transfer results: what one model says of one image that was made on one source.
 
-    `wrong` is whether the target was wrong (or the goal met) when the image was clean. `broken_8bit` is the verdict on the image once
+    `wrong` is whether the target was wrong, or the goal met, when the image was clean. `white_box` marks a target that is part of the
+    source. `broken_8bit` is the verdict on the image once
     it is rounded to whole 255ths, as a file holds it; `ssim` its structural similarity to the clean one, before rounding.
     """
 
@@ -19,6 +20,7 @@ class TransferVerdict:
     sample_id: str
     source: str
     target: str
+    white_box: bool
     wrong: bool
     broken: bool
     broken_8bit: bool
@@ -58,7 +60,7 @@ def transfer_rows(verdicts: Sequence[TransferVerdict]) -> list[TransferRow]:
                 condition,
                 source,
                 target,
-                target in source.split("+"),
+                cell[0].white_box,
                 len(cell),
                 statistics.fmean(v.broken for v in cell),
                 statistics.fmean(v.broken_8bit for v in cell),

@@ -25,8 +25,12 @@ from .results import Goal
 from .rows import Rows, Selection
 from .threat import Ball
 
-FINE, BAD_LOGITS, BAD_GRADIENT = 0, 1, 2
-TROUBLE = {BAD_LOGITS: "the model's logits were NaN or infinite", BAD_GRADIENT: "the model's gradient was NaN or infinite"}
+FINE, BAD_LOGITS, BAD_GRADIENT, BAD_SOURCE = 0, 1, 2, 3
+TROUBLE = {
+    BAD_LOGITS: "the model's logits were NaN or infinite",
+    BAD_GRADIENT: "the model's gradient was NaN or infinite",
+    BAD_SOURCE: "the surrogate's logits or gradient were NaN or infinite",
+}
 
 
 @dataclass(frozen=True)
@@ -136,8 +140,9 @@ class Labels:
 
     def spent(self) -> Tensor:
         """(B,) whether the row's budget is used up."""
-        used = self._spent()
-        return used >= self._budget if self._budget is not None else torch.zeros_like(used, dtype=torch.bool)
+        if self._budget is None:
+            return torch.zeros_like(self.ledger.forwards, dtype=torch.bool)
+        return self._spent() >= self._budget
 
     def _spent(self) -> Tensor:
         return self._case.spent + self.ledger.forwards + self.ledger.backwards
@@ -155,37 +160,54 @@ class Labels:
         if x.dim() == 4:
             x, logits = x[:, None], logits[:, None]
         rows, queries = logits.shape[:2]
-        of = torch.arange(rows, device=x.device).repeat_interleave(queries)  # the row of every query
-        spent = self._spent()[:, None] + forwards * torch.arange(queries, device=x.device)
+        affordable = None
+        if self._budget is not None:
+            affordable = self._spent()[:, None] + forwards * torch.arange(queries, device=x.device) < self._budget
         ledger.forwards = ledger.forwards + forwards * queries
         ledger.backwards = ledger.backwards + backwards
-        finite = logits.isfinite().all(2)
-        ledger.trouble = torch.where((ledger.trouble == FINE) & ~finite.all(1), BAD_LOGITS, ledger.trouble)
-        criterion = self.criterion if queries == 1 else self.criterion.take(of)
-        margin = criterion.margin(logits.flatten(0, 1)).view(rows, queries)
-        candidate = finite & ((margin > 0) if self._goal == "closest" else (margin > ledger.margin[:, None]))
-        if self._budget is not None:
-            candidate &= spent < self._budget
-        if not candidate.any():
-            return
+        margin = self._criterion_of(queries).margin(logits.flatten(0, 1)).view(rows, queries)
+        candidate = margin > (0 if self._goal == "closest" else ledger.margin[:, None])
+        if not logits.sum().isfinite():  # one number that is not finite would have come through it
+            finite = logits.isfinite().all(2)
+            candidate &= finite
+            ledger.trouble = torch.where((ledger.trouble == FINE) & ~finite.all(1), BAD_LOGITS, ledger.trouble)
+        if affordable is not None:
+            candidate &= affordable
         some = candidate.flatten().nonzero()[:, 0]
-        images, origin = x.detach().flatten(0, 1)[some], self.origin[of[some]]
-        threat = self.threat.take(of[some])
+        if len(some):
+            images = x.detach().flatten(0, 1).index_select(0, some)
+            self._keep(images, logits.flatten(0, 1)[some], margin.flatten()[some], some, queries)
+
+    def _criterion_of(self, queries: int) -> Criterion:
+        """The criterion with one row for every query."""
+        if queries == 1:
+            return self.criterion
+        return self.criterion.take(torch.arange(len(self.origin), device=self.origin.device).repeat_interleave(queries))
+
+    def _keep(self, images: Images, logits: Logits, margin: Tensor, some: Tensor, queries: int) -> None:
+        """Of these candidates, the queries `some` (N,) of all rows' queries in a line: what is allowed and better than the best so far."""
+        ledger, of = self.ledger, some // queries
+        threat, origin = self.threat.take(of), self.origin.index_select(0, of)
         distance = threat.distance(images, origin)
-        worth = -distance if self._goal == "closest" else margin.flatten()[some]
-        worth = worth.masked_fill(~threat.allows(images, distance), -torch.inf)
-        # the best query of each row; the first of equals
-        ranked = (
-            torch.full((rows * queries,), -torch.inf, device=x.device, dtype=worth.dtype).index_copy(0, some, worth).view(rows, queries)
-        )
-        value, query = ranked.max(1)
-        better = value > -torch.inf
+        good = threat.allows(images, distance)
         if self._goal == "closest":
-            better &= (-value < ledger.distance) | (ledger.margin <= 0)
-        index = better.nonzero()[:, 0]
-        chosen = torch.searchsorted(some, index * queries + query[index])
-        ledger.best[index], ledger.logits[index] = images[chosen], logits[index, query[index]]
-        ledger.margin[index], ledger.distance[index], ledger.fresh[index] = margin[index, query[index]], distance[chosen], True
+            good &= (distance < ledger.distance[of]) | (ledger.margin[of] <= 0)
+        chosen = good.nonzero()[:, 0]
+        if queries > 1:
+            chosen = self._best_of_each_row(-distance if self._goal == "closest" else margin, chosen, some, queries)
+        index = of[chosen]
+        # by index_copy_ and index_select, which copy an image in one piece, as brackets do not
+        ledger.best.index_copy_(0, index, images.index_select(0, chosen))
+        ledger.logits[index], ledger.margin[index], ledger.distance[index] = logits[chosen], margin[chosen], distance[chosen]
+        ledger.fresh[index] = True
+
+    def _best_of_each_row(self, worth: Tensor, chosen: Tensor, some: Tensor, queries: int) -> Tensor:
+        """Of the candidates `chosen`, those worth most to their rows; the first of equals."""
+        rows = len(self.origin)
+        ranked = torch.full((rows * queries,), -torch.inf, device=worth.device, dtype=worth.dtype)
+        value, query = ranked.index_copy_(0, some[chosen], worth[chosen]).view(rows, queries).max(1)
+        index = (value > -torch.inf).nonzero()[:, 0]
+        return torch.searchsorted(some, index * queries + query[index])
 
 
 class Scores(Labels):
@@ -202,6 +224,7 @@ class WhiteBox(Scores):
     """The model with its gradients."""
 
     name = "white box"
+    bad_gradient: ClassVar[int] = BAD_GRADIENT
 
     def gradient(self, x: Images, loss: str | Callable[..., Tensor], *, aside: bool = False) -> tuple[Logits, Images]:
         """(logits (B, K), gradient of the loss at x), in one forward and one backward.
@@ -233,7 +256,7 @@ class WhiteBox(Scores):
         ledger.flat = ledger.flat & (size == 0)
         fine = size.isfinite()
         if not fine.all():
-            ledger.trouble = torch.where((ledger.trouble == FINE) & ~fine, BAD_GRADIENT, ledger.trouble)
+            ledger.trouble = torch.where((ledger.trouble == FINE) & ~fine, self.bad_gradient, ledger.trouble)
             gradient = torch.where(fine.view(-1, *(1,) * (gradient.dim() - 1)), gradient, torch.zeros_like(gradient))
         return gradient
 
@@ -242,18 +265,25 @@ class Surrogate(WhiteBox):
     """Another model with its gradients, in place of the one that is attacked, which judges the last image only (`ask`)."""
 
     name = "surrogate"
+    bad_gradient = BAD_SOURCE
 
     def look(self, x: Images) -> None:
         """The model attacked answers at the verdict and not before."""
 
     def ask(self, x: Images, passes: Passes) -> None:
-        super()._judge(x, passes.logits(x), forwards=passes.draws)
+        """Judge the image that was made. It is the row's image whatever the model says of it, and be that no number."""
+        logits = passes.logits(x)
+        super()._judge(x, logits, forwards=passes.draws)
+        ledger, distance = self.ledger, self.threat.distance(x, self.origin)
+        made = self.threat.allows(x, distance)
+        ledger.best[made], ledger.logits[made], ledger.distance[made] = x[made], logits[made], distance[made]
+        ledger.margin[made], ledger.fresh[made] = self.criterion.margin(logits)[made], True
 
     def _judge(self, x: Images, logits: Logits, *, forwards: int, backwards: int = 0) -> None:
         ledger, queries = self.ledger, x.shape[1] if x.dim() == 5 else 1
         ledger.forwards, ledger.backwards = ledger.forwards + forwards * queries, ledger.backwards + backwards
         finite = logits.isfinite().flatten(1).all(1)
-        ledger.trouble = torch.where((ledger.trouble == FINE) & ~finite, BAD_LOGITS, ledger.trouble)
+        ledger.trouble = torch.where((ledger.trouble == FINE) & ~finite, BAD_SOURCE, ledger.trouble)
 
 
 class WholeModel(WhiteBox):

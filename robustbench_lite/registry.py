@@ -61,6 +61,7 @@ class Registry:
     kind: str
     packages: tuple[str, ...]
     group: str
+    combines: bool = False  # whether a plus in a spec means several things together
     found: dict[str, Callable[..., Any]] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)  # entry points that could not be imported, with the reason
@@ -97,8 +98,8 @@ class Registry:
             UnknownName: nothing is registered under the name.
             BadSpec: a parameter that it does not have, a value of the wrong type, or things that do not work together.
         """
-        several = re.split(r"\+(?=[A-Za-z])", spec)
-        if len(several) > 1 and ":/" not in spec:  # a plus may stand in a path
+        several = re.split(r"\+(?=[A-Za-z])", spec) if self.combines else [spec]
+        if len(several) > 1:
             made = [self.build(part) for part in several]
             combined = next((thing.combined for thing in made if hasattr(thing, "combined")), None)
             if combined is None:
@@ -226,7 +227,7 @@ def _read(annotation: Any, text: str, where: str) -> Any:
     return read
 
 
-ATTACKS = Registry("attack", ("robustbench_lite.attacks",), "robustbench_lite.attacks")
+ATTACKS = Registry("attack", ("robustbench_lite.attacks",), "robustbench_lite.attacks", combines=True)
 CORRUPTIONS = Registry("corruption", ("robustbench_lite.corruptions",), "robustbench_lite.corruptions")
 DEFENSES = Registry("defense", ("robustbench_lite.defenses",), "robustbench_lite.defenses")
 MODELS = Registry("model", ("robustbench_lite.models", "robustbench_lite.defenses"), "robustbench_lite.models")

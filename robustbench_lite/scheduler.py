@@ -45,7 +45,8 @@ class Lane:
 
     @property
     def key(self) -> tuple[str, int]:
-        return self.account.subject.id, self.restart
+        """Of its random draws: every target has starts of its own."""
+        return f"{self.account.subject.id}/{self.rank}" if self.rank else self.account.subject.id, self.restart
 
     def target(self, plan: Plan) -> int:
         subject = self.account.subject
@@ -84,7 +85,7 @@ class Batch:
         target = torch.tensor([lane.target(plan) for lane in lanes], device=device)
         spent = torch.tensor([lane.account.spent for lane in lanes], device=device)
         criterion = first.join(*rest)
-        aim = criterion.aimed(target) if bool((target >= 0).all()) else criterion
+        aim = criterion.aimed(target.clamp(min=0)) if getattr(plan.attack, "targets", 0) and criterion.aimable else criterion
         case = Case(origin, plan.threat, criterion, aim, target, spent)
         oracle = plan.door(plan.search, case, Ledger.opened(origin, logits), plan.goal, plan.budget)
         state = plan.attack.start(oracle, Streams(plan.seed, plan.condition, [lane.key for lane in lanes], None, device))
@@ -119,7 +120,7 @@ class Batch:
         if not len(index):
             return
         criterion = self.oracle.criterion.take(index)
-        logits = self.plan.judge.logits(ledger.best[index], criterion, [self.lanes[row].key[0] for row in index.tolist()])
+        logits = self.plan.judge.logits(ledger.best[index], criterion, [self.lanes[row].account.subject.id for row in index.tolist()])
         margin = criterion.margin(logits)
         holds = (margin > 0) & logits.isfinite().all(1)
         ledger.logits[index] = logits
@@ -140,7 +141,7 @@ class Batch:
         over = (self.state.t >= self.plan.attack.steps) | (self.oracle.ledger.trouble != FINE) | self.oracle.spent()
         if self.plan.goal == "first":
             over = over | self.held.found
-        return over | self.cancelled()
+        return over | self.cancelled() if any(lane.account.closed for lane in self.lanes) else over
 
     def cancelled(self) -> Tensor:
         """(B,) lanes whose image another lane has decided."""
@@ -151,9 +152,11 @@ class Batch:
 
         In this order: the two models' margins do not compare, so the final iterate must meet one that is settled.
         """
-        everything = self.plan.search.prepared or self.plan.goal == "full"
+        everything = self.plan.search.prepared or self.plan.goal == "full" or self.plan.random
         self.settle(everything)
         if ask:
+            if self.plan.random:  # one draw's margin and the votes' do not compare
+                self.oracle.ledger.margin[~self.held.found] = -torch.inf
             self.oracle.ask(self.state.x, self.plan.judge.passes)
             self.settle(everything)
 
@@ -256,9 +259,7 @@ def _tick(plan: Plan, queue: Queue, batch: Batch | None, batch_size: int) -> Bat
     # not for every single place: an attack that asks the model when it starts would do so in tiny batches
     if (batch is None or room >= max(1, batch_size // 4)) and (lanes := queue.next(room)):
         new = Batch.started(plan, lanes)
-        batch = batch.join(new) if batch else new
-    assert batch is not None
-    batch = _let_go(batch, queue)
+        batch = _let_go(batch.join(new) if batch else new, queue)
     if batch is not None:
         batch.step()
         batch = _let_go(batch, queue)

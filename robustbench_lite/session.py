@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -16,13 +16,13 @@ from .bpda import straight_through
 from .cascade import Course, Stage, through
 from .checks import first_answer, need_gradients
 from .classifier import Classifier, Logits
-from .conditions import Job, aimed_class, criterion
+from .conditions import Job, aimed_class, clean_criterion, criterion
 from .engines import local
 from .errors import InvalidEvaluation, UsageError
 from .judge import Judge
 from .labelled import LabelledImages
 from .passes import Passes
-from .plan import Finding, Plan, Subject
+from .plan import Attack, Finding, Plan, Subject
 from .results import Goal, Witness
 from .samples import Answer, Options, Said, Samples
 from .scheduler import run
@@ -59,7 +59,9 @@ class Session:
         complete = set.intersection(*(self.store.decided(name) for name in conditions))
         todo = [key for key in self.samples.order if key not in complete]
         probe = self.samples.probe()
-        with straight_through(self.classifier) as replaced, seeded(self.options.seed, "first answer"):
+        with ExitStack() as during:
+            replaced = [name for model in (self.classifier, *self.surrogates) for name in during.enter_context(straight_through(model))]
+            during.enter_context(seeded(self.options.seed, "first answer"))
             logits, random = self._first_answers(probe)
             self.samples.outputs = logits.shape[1]
             if replaced:
@@ -102,11 +104,16 @@ class Session:
         self.sources = {}
         for name, members in sources(self.surrogates).items():
             model = members[0] if len(members) == 1 else Ensemble(members)
-            self.sources[name] = Source(name, model, ready(model, random=False))
+            self.sources[name] = Source(name, [member.name for member in members], model, ready(model, random=False))
         self.judge = replace(self.judge, passes=self.ways.plain)
         self.targets = Targets(
             {self.classifier.name: self.judge} | {s.name: Judge(Passes(s, self.ways.plain.micro)) for s in self.surrogates}
         )
+        for job in self.planned:  # what does not work on this model is to be refused before anything is evaluated
+            for attack in job.parts.values():
+                found = self.sources[job.condition.source].ways if job.condition.source else self.ways
+                with hooks_of(attack)(found.plain.model, probe[:1]):
+                    pass
         self.about |= {"batch_size": self.batch_size, "prepared": self.ways.prepared, "votes": self.judge.votes}
         if random:
             self.notes.append(
@@ -157,7 +164,7 @@ class Session:
         subjects, broken = self._subjects(job, [answers[key] for key in self.samples.order if key in answers and key not in done])
         decided, total = len(self.store.decided(name)), len(self.store.decided(name)) + len(subjects)
         self.progress(name, decided, total, broken)
-        started, flat = time.monotonic(), 0
+        started = time.monotonic()
         for courses in self._courses(job, subjects):
             if courses:
                 findings = [course.finding for course in courses]
@@ -167,7 +174,6 @@ class Session:
                 if job.condition.source is not None:
                     self._transfer(job, findings, answers)
                 decided, broken = decided + len(findings), broken + sum(f.broken is not False for f in findings)
-                flat += sum(f.flat and f.broken is False for f in findings)
             now = time.monotonic()
             self.store.spend(name, now - started)
             self.store.commit(now=now - started > 0.5)  # a slow step must not leave verdicts open while the next one runs
@@ -175,8 +181,21 @@ class Session:
             if courses:
                 self.progress(name, decided, total, broken)
         self.store.commit(now=True)
-        if flat:
-            self.notes.append(f"{name}: {FLAT} for {flat} of the images that are not broken, which says nothing of them: add `square`")
+        self._remark(job)
+
+    def _remark(self, job: Job) -> None:
+        """Note what a reader of the row must know to trust it."""
+        name, source, budget = job.condition.name, job.condition.source, self.options.query_budget
+        if flat := self.store.count(name, "broken = 0 AND reason = ?", FLAT):
+            advice = "try loss=margin or another surrogate" if source else "add `square`"
+            self.notes.append(f"{name}: {FLAT} for {flat} of the images that are not broken, which says nothing of them: {advice}")
+        if budget and (ended := self.store.count(name, "broken = 0 AND forwards + backwards >= ?", budget)):
+            self.notes.append(f"{name}: the query budget ended the search for {ended} of the images that are not broken")
+        outside = "sample_id NOT IN (SELECT sample_id FROM transferred t WHERE t.condition = verdicts.condition)"
+        if source and (unmade := self.store.count(name, outside)):
+            self.notes.append(
+                f"{name}: of {unmade} images nothing could be made, because of answers that are no numbers; the matrix is without them"
+            )
 
     def _subjects(self, job: Job, answers: list[Answer]) -> tuple[list[Subject], int]:
         """What is to be attacked, and how many images are broken so far; images that need no attack get their verdicts here.
@@ -215,6 +234,8 @@ class Session:
         options, source = self.options, self.sources.get(job.condition.source or "")
         found = source.ways if source else self.ways
         goal: Goal = "full" if source else options.goal
+        # the model is asked about one image that is made on a source, not about one for every precision
+        searches = {part: found.of(attack, options.eot)[-1 if source else 0 :] for part, attack in job.parts.items()}
         plans = [
             Plan(
                 attack,
@@ -230,9 +251,9 @@ class Session:
                 transfer=source is not None,
             )
             for part, attack in job.parts.items()
-            for search in found.of(attack, options.eot)
+            for search in searches[part]
         ]
-        names = [part for part, attack in job.parts.items() for _ in found.of(attack, options.eot)]
+        names = [part for part in job.parts for _ in searches[part]]
         known = self.store.survivors(job.condition.name) if goal == "first" else {}
         keep = partial(self.store.survived, job.condition.name) if goal == "first" else lambda _: None
         yield from through([Stage(name, plan) for name, plan in zip(names, plans, strict=True)], subjects, known, self._stage, keep)
@@ -240,19 +261,22 @@ class Session:
     def _stage(self, stage: Stage, subjects: Sequence[Subject]) -> Iterator[list[Finding]]:
         attack = stage.plan.attack
         size = self.batch_size if getattr(attack, "batched", True) else 1
-        hooks: Callable[..., AbstractContextManager[None]] = getattr(attack, "hooks", lambda *_: nullcontext())
         if subjects:
-            with hooks(stage.plan.search.model, subjects[0].image()[None].to(self.options.device)):
+            with hooks_of(attack)(stage.plan.search.model, subjects[0].image()[None].to(self.options.device)):
                 yield from local.with_smaller_batches(partial(run, stage.plan), subjects, size, self._shrunk)
 
     def _transfer(self, job: Job, findings: list[Finding], answers: dict[str, Answer]) -> None:
         """What every model says of the images, for the matrix of sources and targets."""
+        findings = [finding for finding in findings if finding.margin != -torch.inf]  # else none was made
         ids = [finding.id for finding in findings]
+        if not ids:
+            return
         logits = torch.cat([answer.logits for answer in (answers[key] for key in ids) if answer.logits is not None])
-        rule = criterion(self.samples.labels(ids), job.target, logits)
+        labels, source = self.samples.labels(ids), self.sources[str(job.condition.source)]
+        rule, clean_rule = criterion(labels, job.target, logits), clean_criterion(labels, logits.shape[1])
         origin = torch.stack([self.samples.load(key) for key in ids]).to(self.options.device)
         made = torch.stack([finding.image for finding in findings])
-        self.store.add_transferred(self.targets.say(job.condition.name, str(job.condition.source), ids, origin, made, rule))
+        self.store.add_transferred(self.targets.say(job.condition.name, source, ids, origin, made, rule, clean_rule))
 
     def _record(self, job: Job, course: Course, answer: Answer, said: Said) -> None:
         assert answer.logits is not None
@@ -285,3 +309,9 @@ class Session:
                 stages=course.costs,
             )
         )
+
+
+def hooks_of(attack: Attack) -> Callable[..., AbstractContextManager[None]]:
+    """The context that an attack wants around its search."""
+    hooks: Callable[..., AbstractContextManager[None]] = getattr(attack, "hooks", lambda *_: nullcontext())
+    return hooks

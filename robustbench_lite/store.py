@@ -120,8 +120,12 @@ class Store:
 
     def not_correct(self, condition: str) -> int:
         """How many images are broken or undecided under a condition so far."""
-        sql = "SELECT count(*) FROM verdicts WHERE condition = ? AND broken IS NOT 0"
-        return int(self._database.execute(sql, (condition,)).fetchone()[0])
+        return self.count(condition, "broken IS NOT 0")
+
+    def count(self, condition: str, where: str, *values: object) -> int:
+        """Verdicts of a condition that an SQL expression holds for."""
+        sql = f"SELECT count(*) FROM verdicts WHERE condition = ? AND {where}"
+        return int(self._database.execute(sql, (condition, *values)).fetchone()[0])
 
     def add_sample(self, position: int, sample_id: str, image_digest: str) -> None:
         self._database.execute("INSERT OR REPLACE INTO samples VALUES (?, ?, ?)", (position, sample_id, image_digest))
@@ -310,7 +314,7 @@ def _result(
 
 def _transferred(row: Sequence[Any]) -> TransferVerdict:
     values = dict(zip(TRANSFER_FIELDS, row, strict=True))
-    return TransferVerdict(**values | {name: bool(values[name]) for name in ("wrong", "broken", "broken_8bit")})
+    return TransferVerdict(**values | {name: bool(values[name]) for name in ("white_box", "wrong", "broken", "broken_8bit")})
 
 
 def _verdict(row: Iterable[Any]) -> Verdict:

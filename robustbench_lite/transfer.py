@@ -30,9 +30,10 @@ class Ensemble(nn.Module):
 
 @dataclass(frozen=True)
 class Source:
-    """What adversarial images are made on: one surrogate, or several together."""
+    """What adversarial images are made on: one surrogate, or several together. `members` are their names."""
 
     name: str
+    members: Sequence[str]
     model: nn.Module
     ways: Ways
 
@@ -45,9 +46,20 @@ class Targets:
     clean: dict[tuple[str, str], bool] = field(default_factory=dict)  # whether a model was wrong on a clean image
 
     def say(
-        self, condition: str, source: str, ids: Sequence[str], origin: Images, images: Images, rule: Criterion
+        self,
+        condition: str,
+        source: Source,
+        ids: Sequence[str],
+        origin: Images,
+        images: Images,
+        rule: Criterion,
+        clean_rule: Criterion,
     ) -> list[TransferVerdict]:
-        """What every model says of the images (B, C, H, W) that were made from `origin`."""
+        """What every model says of the images (B, C, H, W) that were made from `origin`.
+
+        Args:
+            rule: what counts as broken. clean_rule: as wrong; of a targeted attack the two differ.
+        """
         similar = ssim(origin, images).tolist()
         rounded = (images * 255).round() / 255
         verdicts = []
@@ -55,11 +67,16 @@ class Targets:
             unknown = [row for row, key in enumerate(ids) if (name, key) not in self.clean]
             if unknown:
                 index = torch.tensor(unknown, device=origin.device)
-                wrong = self._broken(judge, origin[index], rule.take(index), [ids[row] for row in unknown]).tolist()
-                self.clean |= {(name, ids[row]): was for row, was in zip(unknown, wrong, strict=True)}
+                some = [ids[row] for row in unknown]
+                wrong = self._broken(judge, origin[index], clean_rule.take(index), some)
+                wrong |= self._broken(judge, origin[index], rule.take(index), some)
+                self.clean |= {(name, key): bool(was) for key, was in zip(some, wrong, strict=True)}
             broken, in_8bit = (self._broken(judge, x, rule, ids).tolist() for x in (images, rounded))
+            white_box = name in source.members
             verdicts += [
-                TransferVerdict(condition, key, source, name, self.clean[name, key], broken[row], in_8bit[row], similar[row])
+                TransferVerdict(
+                    condition, key, source.name, name, white_box, self.clean[name, key], broken[row], in_8bit[row], similar[row]
+                )
                 for row, key in enumerate(ids)
             ]
         return verdicts

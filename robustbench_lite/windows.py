@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Protocol
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from .classifier import Images
 from .rows import per_sample
 from .streams import Streams
-from .threat import Ball
+from .threat import ROUNDING, Ball
 
 
 @dataclass(frozen=True)
@@ -29,15 +29,61 @@ class Sides:
         return torch.tensor(self.sizes, device=self.level.device)[self.level]
 
 
-def corner(u: Tensor, side: Tensor, length: int) -> Tensor:
-    """(B,) where windows of these sides begin, uniformly by u (B,) in [0, 1); never so that the last pixel is covered, as published."""
-    return (u * (length - side)).long()
+@dataclass(frozen=True)
+class Patches:
+    """P square windows in every row, at places of their own: what a move costs then goes with the windows and not with the image.
 
+    Args:
+        corner: (B, P, 2) row and column of the first pixel.
+        side: (B,) of all windows of a row.
+        lengths: (2,) height and width of the images.
+    """
 
-def span(u: Tensor, side: Tensor, length: int) -> Tensor:
-    """(B, length) bool, the pixels of one axis that the windows cover."""
-    first, pixels = corner(u, side, length)[:, None], torch.arange(length, device=u.device)
-    return (pixels >= first) & (pixels < first + side[:, None])
+    corner: Tensor
+    side: Tensor
+    lengths: Tensor
+
+    @classmethod
+    def at(cls, u: Tensor, side: Tensor, height: int, width: int) -> Patches:
+        """Where u (B, 2 P), uniform in [0, 1), says; never so that the last row or column is covered, as published."""
+        lengths = torch.tensor([height, width], device=u.device)
+        corner = (u.view(len(u), -1, 2) * (lengths - side[:, None])[:, None]).long()
+        return cls(corner, side, lengths)
+
+    @cached_property
+    def pixels(self) -> Tensor:
+        """(B, P, 2, S) rows and columns, for the largest side S: the smaller windows are read with some of the pixels around them."""
+        size = int(self.side.max())
+        return self.corner.minimum(self.lengths - size)[..., None] + torch.arange(size, device=self.side.device)
+
+    @cached_property
+    def inside(self) -> Tensor:
+        """(B, P, S, S) bool: what belongs to each window of what is read for it."""
+        return self.within(self.corner)
+
+    def within(self, corner: Tensor) -> Tensor:
+        """(B, P, S, S) bool: which of the pixels that are read belong to windows at these corners (B, 1 or P, 2)."""
+        away = self.pixels - corner[..., None]
+        near = (away >= 0) & (away < self.side[:, None, None, None])
+        return near[:, :, 0, :, None] & near[:, :, 1, None, :]
+
+    def read(self, images: Images) -> Tensor:
+        """(B, C, P, S, S)"""
+        index = self._index.flatten(1)[:, None].expand(-1, images.shape[1], -1)
+        return images.flatten(2).gather(2, index).view(*images.shape[:2], *self._index.shape[1:])
+
+    def write(self, images: Images, which: int, values: Tensor) -> None:
+        """Set what lies in the window of this number to values (B, C, S, S); the images are contiguous."""
+        index, inside = self._index[:, which].flatten(1)[:, None].expand(-1, images.shape[1], -1), self.inside[:, which, None]
+        flat = images.view(*images.shape[:2], -1)
+        if not inside.all():  # smaller windows beside larger ones
+            values = torch.where(inside, values, flat.gather(2, index).view_as(values))
+        flat.scatter_(2, index, values.flatten(2))
+
+    @cached_property
+    def _index(self) -> Tensor:
+        """(B, P, S, S) of pixels."""
+        return self.pixels[:, :, 0, :, None] * self.lengths[1] + self.pixels[:, :, 1, None, :]
 
 
 class Moves(Protocol):
@@ -68,11 +114,11 @@ class Squares:
         return (origin + per_sample(threat.eps, origin) * signs).clamp_(0, 1)
 
     def move(self, x: Images, origin: Images, threat: Ball, sides: Sides, u: Tensor) -> Images:
+        window, moved = Patches.at(u[:, :2], sides.of_row, *x.shape[2:]), x.clone(memory_format=torch.contiguous_format)
         # the paper adds 2 eps and projects: from any point of the ball that ends at its edge, where this starts
-        edge = (origin + per_sample(threat.eps, origin) * (2 * u[:, 2:] - 1).sign()[:, :, None, None]).clamp_(0, 1)
-        side = sides.of_row
-        rows, columns = span(u[:, 0], side, x.shape[2]), span(u[:, 1], side, x.shape[3])
-        return torch.where((rows[:, :, None] & columns[:, None, :])[:, None], edge, x)
+        edge = window.read(origin)[:, :, 0] + per_sample(threat.eps, origin) * (2 * u[:, 2:] - 1).sign()[:, :, None, None]
+        window.write(moved, 0, edge.clamp_(0, 1))
+        return moved
 
 
 @dataclass(frozen=True)
@@ -108,52 +154,60 @@ class Windows:
         delta, top, left = torch.zeros_like(origin), (height - down * side) // 2, (width - across * side) // 2
         tiled = tiles.permute(0, 3, 1, 4, 2, 5).reshape(-1, channels, down * side, across * side)
         delta[:, :, top : top + down * side, left : left + across * side] = tiled
-        return self._reached(delta, origin, threat)
-
-    def move(self, x: Images, origin: Images, threat: Ball, sides: Sides, u: Tensor) -> Images:
-        height, width = x.shape[2:]
-        delta, side = x - origin, sides.of_row
-        to_rows, to_columns = span(u[:, 0], side, height), span(u[:, 1], side, width)
-        from_rows, from_columns = span(u[:, 2], side, height), span(u[:, 3], side, width)
-        sizes = self._sizes(delta)
-
-        def within(rows: Tensor, columns: Tensor) -> Tensor:
-            return torch.einsum("bchw,bw,bh->bc", sizes, columns.to(x), rows.to(x))
-
-        there = within(to_rows, to_columns)
-        both = there + within(from_rows, from_columns) - within(to_rows & from_rows, to_columns & from_columns)
-        unused = (threat.eps**self.order - sizes.flatten(1).sum(1)).clamp(min=0)
-        budget = per_sample(unused, both) / x.shape[1] + both.clamp(min=0)
-        if self.overshoot:
-            budget = budget * x.shape[1]
-        inside = (to_rows[:, :, None] & to_columns[:, None, :])[:, None]
-        emptied = (from_rows[:, :, None] & from_columns[:, None, :])[:, None]
-        shape = self._placed(x, sides, u)[:, None] * (2 * u[:, 5:] - 1).sign()[:, :, None, None]
-        fresh = (shape + delta / (self._length(there) + 1e-12)[:, :, None, None]) * inside
-        scale = self._length(budget) / (self._length(self._sizes(fresh).sum((2, 3))) + 1e-12)
-        delta = torch.where(inside, fresh * scale[:, :, None, None], delta.masked_fill(emptied, 0))
-        return self._reached(delta, origin, threat)
-
-    def _placed(self, x: Images, sides: Sides, u: Tensor) -> Tensor:
-        """(B, H, W) the pattern where each row's window is, turned or not; outside of the window it means nothing."""
-        table = patterns(sides.sizes, self.order, self.falloff).to(x)
-        rows, columns = (
-            (torch.arange(length, device=x.device) - corner(u[:, axis], sides.of_row, length)[:, None]).clamp(0, table.shape[1] - 1)
-            for axis, length in enumerate(x.shape[2:])
-        )
-        kind = sides.level + len(sides.sizes) * (u[:, 4] > 0.5)
-        return table[kind[:, None, None], rows[:, :, None], columns[:, None, :]]
-
-    def _reached(self, delta: Images, origin: Images, threat: Ball) -> Images:
-        """At the edge of the ball in this direction."""
         length = self._length(self._sizes(delta).flatten(1).sum(1)).clamp(min=1e-30)
         return threat.project(origin + delta * per_sample((threat.eps / length).clamp(min=1), delta), origin)
+
+    def move(self, x: Images, origin: Images, threat: Ball, sides: Sides, u: Tensor) -> Images:
+        two = Patches.at(u[:, :4], sides.of_row, *x.shape[2:])  # to the first, from the second
+        clean = two.read(origin)
+        own = torch.stack([two.inside[:, 0], two.inside[:, 1] & ~two.within(two.corner[:, :1])[:, 1]], 1)  # no pixel twice
+        delta = (two.read(x) - clean) * own[:, None]
+        held = self._sizes(delta).sum((3, 4))  # (B, C, 2)
+        there, both = held[:, :, 0], held.sum(2)
+        spent = threat.distance(x, origin) ** self.order
+        # below zero where rounding has spent too much: so the next move gives it back
+        unused = threat.eps**self.order - spent
+        budget = (per_sample(unused, both) / x.shape[1] + both).clamp(min=0)
+        if self.overshoot:
+            budget = budget * x.shape[1]
+        fresh = self._shape(two, sides, u[:, 4], x)[:, None] * (2 * u[:, 5:] - 1).sign()[:, :, None, None]
+        fresh = (fresh + delta[:, :, 0] / (self._length(there) + 1e-12)[:, :, None, None]) * own[:, None, 0]
+        fresh *= (self._length(budget) / (self._length(self._sizes(fresh).sum((2, 3))) + 1e-12))[:, :, None, None]
+        moved = x.clone(memory_format=torch.contiguous_format)
+        two.write(moved, 1, clean[:, :, 1])
+        two.write(moved, 0, clean[:, :, 0] + fresh)
+        # the rest is as it was, so that most moves end at the edge of the ball as they are
+        now = spent - both.sum(1) + self._sizes(fresh).sum((1, 2, 3))
+        outside = (now > (threat.eps * (1 + ROUNDING / 2)) ** self.order).nonzero()[:, 0]
+        if len(outside):
+            rows = (images.index_select(0, outside) for images in (moved, origin))
+            moved.index_copy_(0, outside, sparsely_projected(*rows, threat.take(outside)))
+        return moved.clamp_(0, 1)
+
+    def _shape(self, windows: Patches, sides: Sides, u: Tensor, x: Images) -> Tensor:
+        """(B, S, S) the pattern where each row's first window is, turned or not; outside of the window it means nothing."""
+        table = patterns(sides.sizes, self.order, self.falloff).to(x)
+        place = (windows.pixels - windows.corner[..., None])[:, 0].clamp(0, table.shape[1] - 1)
+        kind = sides.level + len(sides.sizes) * (u > 0.5)
+        return table[kind[:, None, None], place[:, 0, :, None], place[:, 1, None, :]]
 
     def _sizes(self, delta: Tensor) -> Tensor:
         return delta.abs() if self.order == 1 else delta.square()
 
     def _length(self, total: Tensor) -> Tensor:
         return total if self.order == 1 else total.sqrt()
+
+
+def sparsely_projected(x: Images, origin: Images, threat: Ball) -> Images:
+    """`threat.project` on those values alone that have moved, which are few in l1; what has not moved stays where it is."""
+    start, result = origin.flatten(1), x.flatten(1).clone()
+    row, value = (result != start).nonzero().unbind(1)
+    count = torch.bincount(row, minlength=len(x))
+    place = torch.arange(len(row), device=x.device) - (count.cumsum(0) - count)[row]
+    before, after = (torch.zeros(len(x), int(count.max()), device=x.device, dtype=x.dtype) for _ in range(2))
+    before[row, place], after[row, place] = start[row, value], result[row, value]
+    result[row, value] = threat.project(after, before)[row, place]
+    return result.view_as(x)
 
 
 def pattern(side: int, order: int, falloff: int) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 import robustbench_lite as rb
+from robustbench_lite.cascade import Stage, through
 from robustbench_lite.oracle import Scores, WhiteBox
-from robustbench_lite.plan import Attack, State
+from robustbench_lite.plan import Attack, Finding, State
 from robustbench_lite.streams import Streams
 
 
@@ -180,3 +182,38 @@ def test_survivors_of_an_attack_are_not_attacked_by_it_again(tmp_path: Path) -> 
     result = run()
     assert asked["weak"] == []
     assert rows(result) == [("weak", 9, 3), ("last", 6, 4)]
+
+
+def found(broken: bool | None, margin: float, *, reduced: bool = False) -> Finding:
+    return Finding("a", broken, None, torch.rand(1), torch.zeros(2), margin, 0.1, 0, None, 1, 1, 1, reduced)
+
+
+@pytest.mark.parametrize(
+    ("results", "broken", "margin"),
+    [
+        ([(None, -2, False), (None, -1, True), (False, -3, False)], None, -2),  # a later attack does not decide what one left open
+        ([(False, -1, False), (False, -0.5, True), (False, -3, False)], False, -1),  # the best of float32 stays
+        ([(None, -1, True), (False, -3, False)], False, -3),  # what bf16 left open was attacked again
+        ([(False, -1, False), (True, 2, True)], True, 2),  # settled in float32, whatever found it
+        ([(None, -1, False), (True, 2, False)], True, 2),
+    ],
+)
+def test_what_is_kept_of_an_image_on_its_way(results: list[tuple[Any, float, bool]], broken: bool | None, margin: float) -> None:
+    plan = SimpleNamespace(goal="first", budget=None)
+    stages = [Stage("s", plan) for _ in results]  # type: ignore[arg-type]
+    answers = iter([found(b, m, reduced=r) for b, m, r in results])
+    ended = [c for part in through(stages, [Waiting("a")], {}, lambda *_: [[next(answers)]], lambda _: None) for c in part]  # type: ignore[list-item]
+    assert [(c.finding.broken, c.finding.margin) for c in ended] == [(broken, margin)]
+    assert ended[0].finding.forwards == len(results)
+    assert ended[0].costs == {"s": (len(results), len(results))}
+
+
+@dataclass(frozen=True)
+class Waiting:
+    id: str
+    spent: int = 0
+
+
+def test_a_budget_that_ended_the_search_is_said() -> None:
+    result = rb.evaluate(Brightness().eval(), InTurn(), data(), eps=0.3, query_budget=5)
+    assert any("the query budget ended the search for 3 of the images" in note for note in result.config["notes"])

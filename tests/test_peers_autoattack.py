@@ -20,10 +20,11 @@ pytestmark = [pytest.mark.peers, pytest.mark.timeout(1200)]
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_autoattack_breaks_what_the_peers_breaks(norm: str) -> None:
-    """On the PGD-trained network, of 50 images that it gets right."""
+    """On the PGD-trained network, of 50 images that it gets right; at a radius where a fifth survive, since survivors are the bill."""
     classifier = load("pgd")
     x, y = right_digits(classifier, 50)
-    pair = Pair(by_us(classifier, x, y, norm, EPS["pgd"][norm]), by_peer(classifier, x, y, norm, EPS["pgd"][norm]))
+    eps = 1.25 * EPS["pgd"][norm]
+    pair = Pair(by_us(classifier, x, y, norm, eps), by_peer(classifier, x, y, norm, eps))
     print(pair.row())
     assert len(y) == 50
     assert 5 <= sum(pair.ours.broken) <= 45, "where nearly all or nearly none break, nothing is compared"

@@ -121,6 +121,23 @@ def test_votes_are_not_the_luckiest_draw() -> None:
     assert result.table.set_index("condition").loc["pgd:steps=10[linf,0.0001]", "correct"] >= 18
 
 
+class Skewed(nn.Module):
+    """Beyond 0.45, wrong by a little in seven draws of ten and right by far in the others: the mean of its answers is right."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        beyond = x.flatten(1).mean(1) > 0.45
+        draw = torch.rand(len(x), device=x.device)
+        over = (
+            torch.where(beyond & (draw < 0.7), 0.1, torch.where(beyond, -20.0, -5.0)) + x.flatten(1).mean(1) - x.flatten(1).mean(1).detach()
+        )
+        return torch.stack([-over, over], 1)
+
+
+def test_what_the_mean_does_not_show_is_put_to_the_vote_as_well() -> None:
+    result = rb.evaluate(Skewed().eval(), "pgd:steps=10", data(*[0.4] * 12), eps=0.1, votes=11)
+    assert result.table.set_index("condition").loc["pgd:steps=10[linf,0.1]", "correct"] <= 2
+
+
 def test_attacks_average_the_answers_and_count_each(tmp_path: Path) -> None:
     cost = {}
     for eot in (None, 3):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import io
+import json
 import math
 import re
 import xml.etree.ElementTree as ElementTree
@@ -160,6 +161,7 @@ def test_samples_csv_gives_the_same_verdicts_back(tmp_path: Path) -> None:
         rows = list(csv.DictReader(handle))
     types: dict[str, Any] = dict.fromkeys(("target", "restart", "steps", "forwards", "backwards", "seed"), int)
     types |= {"distance": float, "confidence": float, "broken": {"true": True, "false": False}.__getitem__}
+    types |= {"stages": json.loads}
     types |= dict.fromkeys(("label", "clean_prediction", "prediction"), lambda text: [0, 1, 1] if text == "[0, 1, 1]" else int(text))
     fields: list[dict[str, Any]] = [
         {name: None if text == "" else types.get(name, str)(text) for name, text in row.items()} for row in rows

@@ -196,3 +196,81 @@ def test_ssim_agrees_with_scikit_image(shape: tuple[int, int, int]) -> None:
             )[1]
             assert float(ours[row]) == pytest.approx(whole[:, 5:-5, 5:-5].mean(), abs=1e-5)
     assert ((ours > 0) & (ours < 0.999)).all()
+
+
+# --- what must not flatter -------------------------------------------------------------------------------------------------
+
+
+class Holes(nn.Module):
+    """No number wherever the image is not exactly one of these greys."""
+
+    def __init__(self, inner: nn.Module, *greys: float) -> None:
+        super().__init__()
+        self.inner, self.greys = inner, torch.tensor(greys)
+
+    def forward(self, x: Tensor) -> Tensor:
+        known = (x.flatten(1)[:, :1] - self.greys).abs().amin(1) < 1e-6
+        known &= x.flatten(1).amax(1) == x.flatten(1).amin(1)
+        return self.inner(x).masked_fill(~known[:, None], torch.nan)
+
+
+def test_an_answer_to_the_made_image_that_is_no_number_is_not_right() -> None:
+    victim = Classifier(Holes(Weighted(1.0, 0.0, 0.0, 0.0), *data()[0][:, 0, 0, 0].tolist()).eval(), name="victim")
+    result = evaluated("bim:steps=3,step_size=0.01", target_model=victim)
+    cells = {row.target: row for row in result.transfer}
+    assert cells["victim"].success_all == cells["victim"].success_correct == 1.0
+    assert cells["twin"].success_correct == 0  # its own figure is what it is without the victim's holes
+    assert cells["victim"].ssim < 1
+    (row,) = [row for row in result.table.to_dict("records") if row["kind"] == "attack"]
+    assert (row["correct"], row["undecided"]) == (0, 9)
+
+
+def test_what_a_source_cannot_make_is_left_out_of_the_matrix_and_said() -> None:
+    surrogate = Classifier(Holes(Weighted(0.25, 0.25, 0.25, 0.25), *data()[0][:, 0, 0, 0].tolist()).eval(), name="twin")
+    result = evaluated("pgd:steps=3", surrogate)
+    assert result.transfer == []
+    assert any("of 10 images nothing could be made" in note for note in result.config["notes"])
+    assert {v.reason for v in result.verdicts if v.broken is None} == {"the surrogate's logits or gradient were NaN or infinite"}
+
+
+class Three(nn.Module):
+    """Class 0 below 0.4, class 1 to 0.8, class 2 above, by the mean."""
+
+    def __init__(self, shift: float = 0.0) -> None:
+        super().__init__()
+        self.register_buffer("shift", torch.tensor(shift))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.flatten(1).mean(1) + self.shift
+        return torch.stack([0.4 - mean, 0.2 - (mean - 0.6).abs(), mean - 0.8], 1) * 10
+
+
+def test_an_image_that_a_targets_wrong_about_is_not_among_the_right_ones_of_a_targeted_attack() -> None:
+    x = torch.tensor([0.1, 0.6, 0.78]).view(-1, 1, 1, 1).expand(-1, 1, 2, 2).contiguous()
+    labels = torch.tensor([0, 0, 1])  # the second is wrong when clean, and not the target either
+    victim, twin = Classifier(Three().eval(), name="victim"), Classifier(Three(0.001).eval(), name="twin")
+    result = rb.evaluate(victim, "bim", (x, labels), eps=0.05, target=2, surrogates=[twin])
+    cell = next(row for row in result.transfer if row.target == "victim")
+    assert (cell.n, cell.n_correct) == (3, 2)
+    assert cell.success_correct == 0.5
+
+
+def test_a_plus_in_a_name_does_not_decide_what_is_a_white_box() -> None:
+    result = evaluated("bim", model("wrn+aug", 0.25, 0.25, 0.25, 0.25), target_model=model("aug", 1.0, 0, 0, 0))
+    assert {row.target: row.white_box for row in result.transfer} == {"aug": False, "wrn+aug": True}
+
+
+def test_in_bf16_too_the_target_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("robustbench_lite.engines.local.bfloat16_here", lambda _: True)
+    counted = []
+    for precision in ("fp32", "bf16"):
+        victim = model("victim", 1.0, 0.0, 0.0, 0.0)
+        evaluated("pgd:steps=3", target_model=victim, precision=precision)
+        counted.append(victim.model.rows)
+    assert counted[0] == counted[1]
+
+
+def test_what_does_not_work_on_a_surrogate_is_refused_before_anything_is_evaluated(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="residual"):
+        rb.evaluate(model("victim", 1.0, 0, 0, 0), ["pgd", "sgm"], data(), eps=0.1, out=tmp_path / "run")
+    assert not (tmp_path / "run" / "run.json").exists()
