@@ -28,7 +28,8 @@ class Sampling(State):
 class ESPGD:
     """Signed steps along the gradient of the margin smoothed over a wide Gaussian, which a model cannot mask by being jagged.
 
-    Made for k-WTA and the like: dear (143,000 forwards an image by default), and no stronger than `pgd` where gradients are honest.
+    Made for k-WTA and the like: dear (143,000 forwards an image by default), and no stronger than `pgd` where gradients are honest, or
+    where there are far fewer samples than an image has values: then the estimate is mostly noise.
 
     Args:
         samples: queries per gradient from iteration 40 on, in whole hundreds; the paper's 20000 is for a last word.

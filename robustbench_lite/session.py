@@ -105,6 +105,8 @@ class Session:
         for name, members in sources(self.surrogates).items():
             model = members[0] if len(members) == 1 else Ensemble(members)
             self.sources[name] = Source(name, [member.name for member in members], model, ready(model, random=False))
+        if self.sources:
+            self.notes.append("made on surrogates: what an attacker does who lacks the model; one who has it (no --surrogate) breaks more")
         self.judge = replace(self.judge, passes=self.ways.plain)
         self.targets = Targets(
             {self.classifier.name: self.judge} | {s.name: Judge(Passes(s, self.ways.plain.micro)) for s in self.surrogates}

@@ -118,6 +118,35 @@ def test_windows_keep_the_image_at_the_edge_of_the_ball_and_move_only_two_of_the
             assert torch.allclose(delta[:, ~windows], (x - origin)[row][:, ~windows], atol=1e-5)
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_a_row_is_moved_as_it_would_be_alone_whatever_the_sides_of_the_others(norm: str, pictures: Any, streams: Any) -> None:
+    origin, threat, moves = pictures(6, shape=(3, 12, 20)), ball(norm, 0.3), MOVES[norm]
+    x = moves.start(origin, threat, streams(6))
+    before = x.clone()
+    u = torch.rand(6, moves.numbers(3), generator=torch.Generator().manual_seed(1))
+    level = torch.tensor([0, 1, 2, 0, 1, 2])
+    moved = moves.move(x, origin, threat, Sides((11, 5, 3), level), u)
+    assert torch.equal(x, before)
+    assert threat.contains(moved, origin).all()
+    for row in range(6):
+        one = slice(row, row + 1)
+        alone = moves.move(x[one], origin[one], threat, Sides((11, 5, 3), level[one]), u[one])
+        assert not torch.equal(alone, x[one])
+        assert torch.allclose(moved[one], alone, atol=1e-6)
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("l2", 0.5), ("l1", 3.0)])
+def test_thousands_of_moves_do_not_drift_out_of_the_ball(norm: str, eps: float, pictures: Any, streams: Any) -> None:
+    """Every move starts from the last one's rounding."""
+    origin, threat, moves = pictures(4, shape=(3, 16, 16)), ball(norm, eps), MOVES[norm]
+    x = moves.start(origin, threat, streams(4))
+    u = torch.rand(2000, 4, moves.numbers(3), generator=torch.Generator().manual_seed(2))
+    for numbers in u:
+        x = moves.move(x, origin, threat, Sides((5, 3), torch.tensor([0, 1, 0, 1])), numbers)
+    assert threat.contains(x, origin).all()
+    assert (threat.distance(x, origin) > 0.9 * eps).all()
+
+
 @pytest.mark.parametrize(("order", "falloff"), [(2, 2), (1, 4)])
 @pytest.mark.parametrize("side", [1, 3, 4, 6, 7, 29])
 def test_patterns_are_the_published_loop(side: int, order: int, falloff: int) -> None:
