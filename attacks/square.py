@@ -14,7 +14,7 @@ from robustbench_lite.plan import State
 from robustbench_lite.registry import attack
 from robustbench_lite.rows import per_sample
 from robustbench_lite.streams import Streams
-from robustbench_lite.windows import MOVES, Moves, Sides
+from robustbench_lite.windows import MOVES, Sides
 
 HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries of 10,000 after which the area is halved again
 BLOCK = 250  # queries whose random numbers are drawn at once: a generator for every row and query would cost as much as a small model
@@ -66,9 +66,8 @@ class Square:
         if due.any():
             fresh = draw.uniform("moves", *numbers.shape[1:])  # keyed by the row's own step; the rows that are not due do without
             numbers = torch.where(per_sample(due, fresh), fresh, numbers)
-        tried = moves.move(
-            x, oracle.origin, oracle.threat, self._sides(moves, x, t), numbers[torch.arange(len(x), device=t.device), t % BLOCK]
-        )
+        u, sides = numbers[torch.arange(len(x), device=t.device), t % BLOCK], self._sides(oracle.threat.norm, x, t)
+        tried = moves.move(x, oracle.origin, oracle.threat, sides, u)
         logits = oracle.logits(tried)
         margin = oracle.criterion.margin(logits)
         # clear of the noise of rounding: where a square changes nothing, the images in the batch would decide whether it is kept
@@ -78,13 +77,13 @@ class Square:
             x = x.clone().index_copy_(0, kept, tried.index_select(0, kept))
         return state.moved(x, margin=torch.where(better, margin, state.margin), numbers=numbers)
 
-    def _sides(self, moves: Moves, x: Images, t: Tensor) -> Sides:
+    def _sides(self, norm: str, x: Images, t: Tensor) -> Sides:
         query = t * 10_000 // self.queries if self.resc_schedule else t
         level = torch.bucketize(query, torch.tensor(HALVED_AFTER, device=t.device))
-        return Sides(sizes(moves, self.p_init, *x.shape[2:]), level)
+        return Sides(sizes(norm, self.p_init, *x.shape[2:]), level)
 
 
 @lru_cache(maxsize=16)
-def sizes(moves: Moves, p_init: float, height: int, width: int) -> tuple[int, ...]:
+def sizes(norm: str, p_init: float, height: int, width: int) -> tuple[int, ...]:
     """Sides of the windows, before the first halving of the area and after each."""
-    return tuple(moves.side(p_init / 2**halvings, height, width) for halvings in range(len(HALVED_AFTER) + 1))
+    return tuple(MOVES[norm].side(p_init / 2**halvings, height, width) for halvings in range(len(HALVED_AFTER) + 1))

@@ -180,8 +180,8 @@ class Windows:
         now = spent - both.sum(1) + self._sizes(fresh).sum((1, 2, 3))
         outside = (now > (threat.eps * (1 + ROUNDING / 2)) ** self.order).nonzero()[:, 0]
         if len(outside):
-            rows = (images.index_select(0, outside) for images in (moved, origin))
-            moved.index_copy_(0, outside, sparsely_projected(*rows, threat.take(outside)))
+            far, start = moved.index_select(0, outside), origin.index_select(0, outside)
+            moved.index_copy_(0, outside, sparsely_projected(far, start, threat.take(outside)))
         return moved.clamp_(0, 1)
 
     def _shape(self, windows: Patches, sides: Sides, u: Tensor, x: Images) -> Tensor:

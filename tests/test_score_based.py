@@ -28,6 +28,22 @@ def door(model: nn.Module, x: Tensor, norm: str = "linf", eps: float = 0.1) -> S
     return Scores(Passes(model), Case(x, ball(norm, eps), rule, rule, none - 1, none), Ledger.opened(x, logits))
 
 
+def test_of_many_queries_the_best_of_each_row_is_kept(net: Any, pictures: Any) -> None:
+    x, model = pictures(5), net()
+    oracle = door(model, x, eps=0.1)
+    shifts = torch.rand(5, 7, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 0.2 - 0.1
+    queries = (x[:, None] + shifts).clamp(0, 1)
+    logits = oracle.logits(queries)
+    assert torch.allclose(logits, model(queries.flatten(0, 1)).view(5, 7, 10), atol=1e-5)
+    margin = torch.stack([oracle.criterion.margin(logits[:, query]) for query in range(7)], 1)
+    best = margin.argmax(1)
+    assert (best < 6).any()  # the last is not the best of every row
+    assert torch.equal(oracle.ledger.margin, margin.amax(1))
+    assert torch.equal(oracle.ledger.best, queries[torch.arange(5), best])
+    assert torch.equal(oracle.ledger.logits, logits[torch.arange(5), best])
+    assert oracle.ledger.forwards.tolist() == [7] * 5
+
+
 class Planes(nn.Module):
     """Two linear classes, where every image meets the same gradient."""
 
