@@ -23,7 +23,7 @@ from robustbench_lite.threat import BALLS, Ball, ball
 
 Run = Callable[..., list[Finding]]
 APGD = sys.modules[ATTACKS.get("apgd").__module__]
-SPARSE = sys.modules[APGD.SparseAPGD.__module__]
+SPARSE = sys.modules[ATTACKS.get("apgd-l1").__module__]
 EPS = {"linf": 0.0625, "l2": 0.5, "l1": 3.0}  # exact in float32, as the peer keeps its step sizes
 NORMS = tuple(EPS)
 every_norm = pytest.mark.parametrize("norm", NORMS)
