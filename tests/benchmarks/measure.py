@@ -148,7 +148,7 @@ SECTIONS = {
     "autoattack": Section(
         "AutoAttack standard, ours over pyautoattack (below 1: less than it)",
         "| task | robust, ours / peer | passes | processor time | wall time | from |",
-        lambda: cascade("efficientnet_lite0, all broken", 3) + cascade("digits_cnn, about half survive", 1),
+        lambda: cascade("efficientnet_lite0, all broken", 1) + cascade("digits_cnn, about half survive", 1),
     ),
     "overhead": Section(
         "AutoAttack's attacks, time beside the model's own passes",

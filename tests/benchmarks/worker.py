@@ -194,9 +194,9 @@ def pyautoattack(task: Task) -> Run:
 
     def go() -> dict[str, float]:
         counted = Counted(task.model)
-        attack = AutoAttack(model=counted, norm="Linf", epsilon=task.eps, version="standard", seed=0, device="cpu", verbose=False)
+        attack = AutoAttack(counted, norm="Linf", eps=task.eps, version="standard", seed=0, device="cpu")
         with redirect_stdout(sys.stderr):
-            made = attack.run_standard_evaluation(x_orig=task.x, y_orig=task.y, batch_size=PEER_BATCH)
+            made, _ = attack.run_standard_evaluation(task.x, task.y, batch_size=PEER_BATCH)
         passes = counted.forwards + counted.backwards
         with torch.no_grad():
             robust = int((task.model(made).argmax(1) == task.y).sum())
