@@ -37,13 +37,14 @@ class Preparation:
 
     passes: Passes
     folded: int = 0
+    channels_last: bool = False
     reason: str | None = None  # why not more
 
     def described(self) -> dict[str, Any]:
         p = self.passes
         return {
             "folded_layers": self.folded,
-            "channels_last": p.memory_format is torch.channels_last,
+            "channels_last": self.channels_last,
             "micro_batch": p.micro,
             "as_given_because": self.reason,
         }
@@ -70,13 +71,13 @@ def prepare(model: nn.Module, probe: Images, *, cut: bool = True) -> Preparation
         return Preparation(given, reason=f"the model cannot be traced ({type(error).__name__}: {str(error).partition(chr(10))[0][:80]})")
     exact = Passes(model).logits(probe)
     for layout in (torch.channels_last, torch.contiguous_format):
-        fast = replace(given, model=folded.to(memory_format=layout), memory_format=layout, prepared=True)
+        fast = replace(given, model=folded.to(memory_format=layout), prepared=True)
         try:
             gap = (fast.logits(probe) - exact).abs().amax()
         except RuntimeError:  # a model that calls `view` cannot have channels last
             continue
         if gap <= 1e-3 * exact.abs().amax().clamp(min=1e-6):
-            return Preparation(fast, folded=len(pairs))
+            return Preparation(fast, len(pairs), layout is torch.channels_last)
         return Preparation(given, reason=f"the folded model's logits differ by {float(gap):.2g}")
     return Preparation(given, reason="the folded model does not run")
 
