@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import random
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 import eagerpy as ep
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -22,7 +20,7 @@ from robustbench_lite.oracle import Case, Ledger, WhiteBox
 from robustbench_lite.passes import Passes
 from robustbench_lite.registry import ATTACKS
 from robustbench_lite.results import eps_text
-from robustbench_lite.streams import Streams
+from robustbench_lite.streams import Streams, seeded
 from robustbench_lite.threat import ball
 
 with warnings.catch_warnings(action="ignore"):  # it imports a name from where scipy no longer keeps it
@@ -147,10 +145,7 @@ def test_foolbox_through_the_adapter_is_foolbox(attack: str, eps: float) -> None
     for image, label, key in zip(x, y, images.ids, strict=True):
         listening = Listening(classifier, int(label))
         (seed,) = Streams(0, condition, [(key, 0)], None, torch.device("cpu")).seeds("foolbox")
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            np.random.seed(seed % 2**32)  # noqa: NPY002 - foolbox draws from the global state
-            random.seed(seed)
+        with seeded(seed):
             model = foolbox.PyTorchModel(listening, bounds=(0, 1))
             _, _, success = made(model, image[None], label[None], epsilons=eps)
         assert broken[key] == (listening.broken or bool(success)), key
