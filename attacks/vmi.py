@@ -1,20 +1,14 @@
 """VMI-FGSM, variance tuning (Wang & He, CVPR 2021, https://arxiv.org/abs/2103.15571)."""
 
 from dataclasses import dataclass
-from typing import Annotated
 
-from pydantic import Field
-from torch import Tensor
-
-from robustbench_lite.classifier import Images
-from robustbench_lite.pipeline import Momentum, Moving, Slope, spread
+from robustbench_lite.pipeline import Tuned
 from robustbench_lite.registry import attack
-from robustbench_lite.streams import Streams
 
 
 @attack("vmi", "vmi-fgsm")
 @dataclass(frozen=True)
-class VMI(Momentum):
+class VMI(Tuned):
     """Correct each gradient by how the last one differed from those around it, then climb along the momentum.
 
     Made for transfer; a step costs as much as 21 of mi. Against the model itself pgd and apgd are stronger.
@@ -30,9 +24,3 @@ class VMI(Momentum):
 
     norms = ("linf",)  # the neighbours fill a cube
     cost = "steps * (neighbours + 1) + 1 forwards, steps * (neighbours + 1) backwards"
-
-    neighbours: Annotated[int, Field(ge=1)] = 20
-    reach: Annotated[float, Field(gt=0)] = 1.5
-
-    def variance(self, state: Moving, gradient: Images, slope: Slope, eps: Tensor, draw: Streams) -> Images:
-        return spread(state.x, slope, self.reach * eps, self.neighbours, draw) - gradient

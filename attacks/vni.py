@@ -1,20 +1,17 @@
 """VNI-FGSM, variance tuning with Nesterov's look-ahead (Wang & He, CVPR 2021, https://arxiv.org/abs/2103.15571)."""
 
 from dataclasses import dataclass
-from typing import Annotated
 
-from pydantic import Field
 from torch import Tensor
 
 from robustbench_lite.classifier import Images
-from robustbench_lite.pipeline import Momentum, Moving, Slope, spread
+from robustbench_lite.pipeline import Tuned
 from robustbench_lite.registry import attack
-from robustbench_lite.streams import Streams
 
 
 @attack("vni", "vni-fgsm")
 @dataclass(frozen=True)
-class VNI(Momentum):
+class VNI(Tuned):
     """Take gradients where the momentum would lead, and correct each by how the last one differed from those around the image.
 
     Made for transfer; a step costs as much as 22 of mi. Against the model itself pgd and apgd are stronger.
@@ -31,12 +28,5 @@ class VNI(Momentum):
     norms = ("linf",)  # the look-ahead's length is linf's, and the neighbours fill a cube
     cost = "steps * (neighbours + 2) + 1 forwards, steps * (neighbours + 1) backwards"
 
-    neighbours: Annotated[int, Field(ge=1)] = 20
-    reach: Annotated[float, Field(gt=0)] = 1.5
-
     def ahead(self, x: Images, momentum: Images, length: Tensor) -> Images:
         return x + length * self.decay * momentum
-
-    def variance(self, state: Moving, gradient: Images, slope: Slope, eps: Tensor, draw: Streams) -> Images:
-        # around the image and not around where the look-ahead led, as in the authors' code
-        return spread(state.x, slope, self.reach * eps, self.neighbours, draw) - gradient

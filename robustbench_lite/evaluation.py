@@ -197,7 +197,7 @@ def evaluate(
             session.about["complete"] = True
         finally:
             store.commit(now=True)
-            store.close_session({"ended": _now(), **session.about}, session.notes)
+            store.record_session({"ended": _now(), **session.about}, session.notes)
             if folder is not None and not store.decided("clean"):
                 (folder / "run.json").unlink()  # refused before the first verdict: the corrected command may have the folder
         return store.result()

@@ -41,21 +41,23 @@ class Passes:
     def gradient(self, x: Images, criterion: Criterion, loss: str | Callable[..., Tensor]) -> tuple[Logits, Images]:
         """Logits at x, and the gradient of the criterion's loss there: one forward and one backward a draw."""
 
-        def once() -> tuple[Logits, Images]:
-            logits, gradients = [], []
-            for rows in self._chunks(len(x)):
-                part = x[rows].detach().requires_grad_()
-                with torch.enable_grad():
-                    answer = self._forward(part)
-                    (slope,) = torch.autograd.grad(criterion.take(rows).loss(answer, loss).sum(), part)
-                logits.append(answer.detach())
-                gradients.append(slope.contiguous())  # else every pixel operation of the attack would mix two layouts
-            return (torch.cat(logits), torch.cat(gradients)) if len(logits) > 1 else (logits[0], gradients[0])
+        def slope(answer: Logits, part: Images, rows: slice) -> Images:
+            return torch.autograd.grad(criterion.take(rows).loss(answer, loss).sum(), part)[0]
 
-        return self._mean(once)
+        return self._with_slopes(x, slope)
 
     def jacobian(self, x: Images, classes: Tensor) -> tuple[Logits, Tensor]:
         """Logits at x, and the gradients (B, M, C, H, W) of the logits named in classes (B, M): one forward, M backwards a draw."""
+
+        def slopes(answer: Logits, part: Images, rows: slice) -> Tensor:
+            wanted = answer.gather(1, classes[rows]).unbind(1)
+            last = len(wanted) - 1
+            return torch.stack([torch.autograd.grad(w.sum(), part, retain_graph=m < last)[0] for m, w in enumerate(wanted)], 1)
+
+        return self._with_slopes(x, slopes)
+
+    def _with_slopes(self, x: Images, slope: Callable[[Logits, Images, slice], Tensor]) -> tuple[Logits, Tensor]:
+        """Logits at x, and what `slope` makes of them, of the images that they are of and of the rows that these are."""
 
         def once() -> tuple[Logits, Tensor]:
             logits, gradients = [], []
@@ -63,12 +65,9 @@ class Passes:
                 part = x[rows].detach().requires_grad_()
                 with torch.enable_grad():
                     answer = self._forward(part)
-                    wanted = answer.gather(1, classes[rows])
-                    last = wanted.shape[1] - 1
-                    slopes = [torch.autograd.grad(wanted[:, m].sum(), part, retain_graph=m < last)[0] for m in range(last + 1)]
+                    gradients.append(slope(answer, part, rows).contiguous())  # else the attack's pixel operations would mix two layouts
                 logits.append(answer.detach())
-                gradients.append(torch.stack(slopes, 1))
-            return torch.cat(logits), torch.cat(gradients)
+            return (torch.cat(logits), torch.cat(gradients)) if len(logits) > 1 else (logits[0], gradients[0])
 
         return self._mean(once)
 

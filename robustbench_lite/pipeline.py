@@ -127,6 +127,27 @@ class Momentum(Stage):
 
 
 @dataclass(frozen=True)
+class Tuned(Momentum):
+    """Correct each gradient by how the last one differed from those around the image, then climb along the momentum.
+
+    Args:
+        neighbours: images around the current one at which gradients are taken (N).
+        reach: of the neighbours, in multiples of eps (beta).
+    """
+
+    neighbours: Annotated[int, Field(ge=1)] = 20
+    reach: Annotated[float, Field(gt=0)] = 1.5
+
+    def variance(self, state: Moving, gradient: Images, slope: Slope, eps: Tensor, draw: Streams) -> Images:
+        # around the image also where a look-ahead led elsewhere, as in the authors' code
+        total = torch.zeros_like(state.x)
+        for i in range(self.neighbours):
+            noise = draw.uniform(f"neighbour {i}", *state.x.shape[1:], low=-1.0, high=1.0)
+            total += slope(state.x + self.reach * eps * noise, replace(draw, condition=f"{draw.condition}/neighbour {i}"))
+        return total / self.neighbours - gradient
+
+
+@dataclass(frozen=True)
 class Pipeline:
     """Stages at work together, from the clean image and without restarts."""
 
@@ -208,12 +229,3 @@ class Pipeline:
         for stage in self.stages:
             gradient = stage.filtered(gradient)
         return gradient
-
-
-def spread(x: Images, slope: Slope, reach: Tensor, count: int, draw: Streams) -> Images:
-    """The mean gradient at `count` neighbours of x, uniform within `reach` (0-d or (B, 1, 1, 1)) of every value."""
-    total = torch.zeros_like(x)
-    for i in range(count):
-        noise = draw.uniform(f"neighbour {i}", *x.shape[1:], low=-1.0, high=1.0)
-        total = total + slope(x + reach * noise, replace(draw, condition=f"{draw.condition}/neighbour {i}"))
-    return total / count

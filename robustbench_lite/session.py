@@ -116,7 +116,13 @@ class Session:
                 found = self.sources[job.condition.source].ways if job.condition.source else self.ways
                 with hooks_of(attack)(found.plain.model, probe[:1]):
                     pass
-        self.about |= {"batch_size": self.batch_size, "prepared": self.ways.prepared, "votes": self.judge.votes}
+        self.about |= {
+            "batch_size": self.batch_size,
+            "prepared": self.ways.prepared,
+            "votes": self.judge.votes,
+            "outputs": self.samples.outputs,
+        }
+        self.store.record_session(self.about, [])  # now: whoever verifies a run that was killed must know how it judged
         if random:
             self.notes.append(
                 f"{self.classifier.name} is randomised: verdicts by {options.votes} votes an image (--votes), attacks on the mean of "

@@ -108,8 +108,8 @@ class Store:
         if self.folder is not None:
             write_text(self.folder / "run.json", json.dumps(self.config, indent=2) + "\n")
 
-    def close_session(self, about: Mapping[str, Any], notes: Iterable[str]) -> None:
-        """Record how the session that this store was opened for went."""
+    def record_session(self, about: Mapping[str, Any], notes: Iterable[str]) -> None:
+        """Record how the session that this store was opened for goes, or went."""
         self.config["sessions"][-1] |= about
         self.config["notes"] = list(dict.fromkeys([*self.config["notes"], *notes]))
         self.write_config()

@@ -22,7 +22,7 @@ class Ensemble(nn.Module):
     def __init__(self, members: Sequence[nn.Module]) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
-        self.training = False
+        self.training = self.members.training = False  # a container is born in training mode; the members are as they were checked
 
     def forward(self, images: Images) -> Logits:
         return torch.stack([member(images) for member in self.members]).mean(0)

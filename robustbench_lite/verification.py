@@ -65,11 +65,11 @@ def verify(
         raise UsageError(f"{run} kept no witness of its {len(claimed)} broken images: run it again with --witnesses")
     clean = read_image_digests(Path(run))
     failures = []
-    votes = next((session["votes"] for session in result.config["sessions"] if "votes" in session), 0)
-    judge = Judge(Passes(classifier), votes, result.config["seed"])
+    known = next((session for session in result.config["sessions"] if "votes" in session), {"votes": 0, "outputs": 2})
+    judge = Judge(Passes(classifier), known["votes"], result.config["seed"])
     with frozen(classifier), torch.no_grad():
         for number, verdict in enumerate(kept, 1):
-            fault = _fault(result, conditions[verdict.condition], verdict, judge, clean.get(verdict.sample_id))
+            fault = _fault(result, conditions[verdict.condition], verdict, judge, known["outputs"], clean.get(verdict.sample_id))
             if fault:
                 failures.append(f"{verdict.condition}, {verdict.sample_id}: {fault}")
             if progress is not None:
@@ -77,7 +77,7 @@ def verify(
     return Checked(len(kept) - len(failures), failures, len(claimed) - len(kept))
 
 
-def _fault(result: Result, condition: Condition, verdict: Verdict, judge: Judge, clean: str | None) -> str | None:
+def _fault(result: Result, condition: Condition, verdict: Verdict, judge: Judge, outputs: int, clean: str | None) -> str | None:
     """Why the witness does not hold, None where it does."""
     try:
         witness = result.witness(condition.name, verdict.sample_id)
@@ -94,7 +94,6 @@ def _fault(result: Result, condition: Condition, verdict: Verdict, judge: Judge,
         return f"its image lies outside the {condition.norm} ball of {condition.eps:g}, or outside [0, 1]"
     labels = torch.tensor([verdict.label])
     aimed = verdict.target if condition.target is not None else None
-    outputs = judge.passes.logits(witness.adversarial[None]).shape[1]
     rule = criterion(labels, aimed, torch.zeros(1, outputs))
     logits = judge.logits(witness.adversarial[None], rule, [verdict.sample_id])
     clean_rule = clean_criterion(labels, outputs)

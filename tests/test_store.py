@@ -92,7 +92,7 @@ def test_a_finished_run_is_read_from_its_folder(tmp_path: Path) -> None:
             store.add(verdict(sample, broken=sample == "a"))
         store.spend(PGD.name, 1.5)
         store.spend(PGD.name, 2.0)
-        store.close_session({"ended": "later", "complete": True}, ["a note", "a note"])
+        store.record_session({"ended": "later", "complete": True}, ["a note", "a note"])
     result = read_run(folder)
     assert [v.sample_id for v in result.of("clean")] == ["a", "b"]
     assert [v.broken for v in result.of(PGD.name)] == [True, False]
