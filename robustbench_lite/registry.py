@@ -229,6 +229,8 @@ def _read(annotation: Any, text: str, where: str) -> Any:
 
 ATTACKS = Registry("attack", ("robustbench_lite.attacks",), "robustbench_lite.attacks", combines=True)
 CORRUPTIONS = Registry("corruption", ("robustbench_lite.corruptions",), "robustbench_lite.corruptions")
+SUITES = Registry("suite", ("robustbench_lite.corruptions",), "robustbench_lite.suites")
+PERTURBATIONS = Registry("perturbation", ("robustbench_lite.corruptions",), "robustbench_lite.perturbations")
 DEFENSES = Registry("defense", ("robustbench_lite.defenses",), "robustbench_lite.defenses")
 MODELS = Registry("model", ("robustbench_lite.models", "robustbench_lite.defenses"), "robustbench_lite.models")
 DATA = Registry("data", ("robustbench_lite.data",), "robustbench_lite.data")
@@ -246,6 +248,8 @@ def _decorator(registry: Registry) -> Callable[..., Callable[[C], C]]:
 
 attack = _decorator(ATTACKS)
 corruption = _decorator(CORRUPTIONS)
+suite = _decorator(SUITES)
+perturbation = _decorator(PERTURBATIONS)
 defense = _decorator(DEFENSES)
 model = _decorator(MODELS)
 data = _decorator(DATA)

@@ -65,6 +65,24 @@ class Streams:
         """(B, *shape) float32, standard normal."""
         return self._each(stream, lambda g: g.standard_normal(shape, dtype=np.float32))
 
+    def integers(self, stream: str, low: int, high: int, *shape: int) -> Tensor:
+        """(B, *shape) int64, uniform in low..high - 1."""
+        return self._each(stream, lambda g: g.integers(low, high, shape))
+
+    def poisson(self, stream: str, levels: Tensor, rates: Tensor) -> Tensor:
+        """Counts at the rates `rates[levels]`.
+
+        Args:
+            levels: (B, ...) int64, which of the rates holds at a place.
+            rates: (L,) float64.
+
+        Returns:
+            (B, ...) float64 whole numbers.
+        """
+        at = rates.cpu().numpy()[levels.cpu().numpy()]
+        counts = np.stack([g.poisson(rate) for g, rate in zip(self._generators(stream), at, strict=True)])
+        return torch.from_numpy(counts).to(self.device, torch.float64)
+
     def seeds(self, stream: str) -> list[int]:
         """One 63-bit seed a row, for code that has a generator of its own."""
         return [int(g.integers(2**63)) for g in self._generators(stream)]
