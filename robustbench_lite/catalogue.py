@@ -14,7 +14,17 @@ from .errors import UnknownName
 from .registry import Registry, Spec
 
 REGISTRIES = {
-    r.plural: r for r in (registry.ATTACKS, registry.CORRUPTIONS, registry.DEFENSES, registry.MODELS, registry.DATA, registry.REPORTS)
+    r.plural: r
+    for r in (
+        registry.ATTACKS,
+        registry.CORRUPTIONS,
+        registry.PERTURBATIONS,
+        registry.SUITES,
+        registry.DEFENSES,
+        registry.MODELS,
+        registry.DATA,
+        registry.REPORTS,
+    )
 }
 BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 

@@ -67,11 +67,12 @@ def first_answer(classifier: Classifier, probe: Images, labels: Tensor) -> tuple
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ModelError(f"{classifier.name} returns {got} for {len(probe)} images: logits ({len(probe)}, classes) are needed")
     outputs = logits.shape[1]
+    of_classes = not labels.is_floating_point()  # one or several right ones an image, and not one 0/1 a class
     if outputs == 1 and (labels.dim() != 1 or int(labels.max()) > 1):
         raise ModelError(f"{classifier.name} has one output, which can only tell the classes 0 and 1 apart: give it one logit per class")
-    if labels.dim() == 2 and labels.shape[1] != outputs:
+    if not of_classes and labels.shape[1] != outputs:
         raise ModelError(f"{classifier.name} has {outputs} outputs, the data {labels.shape[1]} labels an image")
-    if labels.dim() == 1 and int(labels.max()) >= max(2, outputs):
+    if of_classes and int(labels.max()) >= max(2, outputs):
         label = int(labels.max())
         raise ModelError(f"{classifier.name} has {outputs} outputs, but the data has the label {label}: is it the model for these data?")
     if not logits.isfinite().any():

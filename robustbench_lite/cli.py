@@ -20,18 +20,19 @@ from .errors import RobustEvalError, UsageError, WitnessRefuted
 if TYPE_CHECKING:
     from .results import Result
 
-SHORT_HELP = """robust-eval: accuracy of an image classifier without and under attack. Two commands to try:
+SHORT_HELP = """robust-eval: accuracy of an image classifier without and under attack. Three commands to try:
 
   robust-eval --model digits_cnn --attack pgd
   robust-eval --model efficientnet_lite0 --attack fgsm --attack pgd
+  robust-eval --model efficientnet_lite0 --corruption imagenet-c
 
 `robust-eval --help` lists the options, `robust-eval list` what there is to name."""
 
-Kind = Literal["attacks", "corruptions", "defenses", "models", "data", "reports"]
+Kind = Literal["attacks", "corruptions", "perturbations", "suites", "defenses", "models", "data", "reports"]
 
 app = App(
     name="robust-eval",
-    help="Attack an image classifier and say, with the evidence, how accurate it stays.",
+    help="Attack and corrupt an image classifier's images and say, with the evidence, how accurate it stays.",
     version="0.1.0",
     exit_on_error=False,
     print_error=False,
@@ -41,7 +42,8 @@ app = App(
 MODEL = Group("Model", sort_key=1)
 DATA = Group("Data", sort_key=2)
 ATTACK = Group("Attack", sort_key=3)
-RUN = Group("Run", sort_key=4)
+CORRUPTION = Group("Corruption", sort_key=4)
+RUN = Group("Run", sort_key=5)
 
 
 def opt(group: Group, text: str, *names: str, **more: Any) -> Parameter:
@@ -68,8 +70,8 @@ def evaluate(
         Literal["fail", "undecided"], opt(DATA, "What an unreadable image does: end the run, or count as not correct.")
     ] = "fail",
     attack: Annotated[
-        list[str], opt(ATTACK, "Spec such as pgd or pgd:steps=100,restarts=5. Repeat for more.", "--attack", "-a", negative="")
-    ],
+        list[str] | None, opt(ATTACK, "Spec such as pgd or pgd:steps=100,restarts=5. Repeat for more.", "--attack", "-a", negative="")
+    ] = None,
     eps: Annotated[
         list[str] | None, opt(ATTACK, "Radius in [0, 1] pixel units (8/255). Repeat for a curve. Default: the data's.", negative="")
     ] = None,
@@ -84,6 +86,15 @@ def evaluate(
     ] = None,
     eot: Annotated[int | None, opt(ATTACK, "Answers of a randomised model that an attack averages. Default: 20.")] = None,
     votes: Annotated[int, opt(ATTACK, "Answers by which a randomised model is judged, image by image.")] = 10,
+    corruption: Annotated[
+        list[str] | None,
+        opt(CORRUPTION, "fog, fog:severity=1-3, imagenet-c, all, c-bar, imagenet-p. Repeat for more.", "--corruption", "-c", negative=""),
+    ] = None,
+    storage_jpeg: Annotated[int | None, opt(CORRUPTION, "Quality of a JPEG file in between; the published ImageNet-C has 85.")] = None,
+    frost_dir: Annotated[Path | None, opt(CORRUPTION, "Folder of ImageNet-C's frost pictures. Default: procedural frost.")] = None,
+    trained_on: Annotated[
+        list[str] | None, opt(CORRUPTION, "An augmentation that the model was trained on, to be warned of overlap. Repeat.", negative="")
+    ] = None,
     device: Annotated[str, opt(RUN, "auto, cpu, cuda, cuda:N or mps.")] = "auto",
     batch_size: Annotated[str, opt(RUN, "Images at a time, or auto; halved where memory does not suffice.")] = "auto",
     precision: Annotated[Literal["fp32", "bf16"], opt(RUN, "bf16: a first pass, whose survivors are attacked again in fp32.")] = "fp32",
@@ -112,12 +123,18 @@ def evaluate(
         "interpolation": interpolation,
     }
     asked = [model, recipe, data, limit, attack, eps, norm, target, goal, query_budget, surrogate, eot, votes, precision, seed]
-    folder = out or _default_folder(asked, f"{Path(model).name.split(':')[0]}-{'+'.join(a.split(':')[0] for a in attack)}")
+    asked += [corruption, storage_jpeg, frost_dir] if corruption else []
+    done = "+".join(spec.split(":")[0] for spec in [*(corruption or ()), *(attack or ())]) or "clean"
+    folder = out or _default_folder(asked, f"{Path(model).name.split(':')[0]}-{done}")
     with _progress() as progress:
         result = run(
             load_model(model, **recipe, allow_pickle=allow_pickle),
-            attack,
+            attack or (),
             data,
+            corruptions=corruption or (),
+            storage_jpeg=storage_jpeg,
+            frost_dir=frost_dir,
+            trained_on=trained_on or (),
             eps=eps,
             norm=norm,
             target=_target(target),
@@ -145,7 +162,7 @@ def evaluate(
 
 @app.command(name="list")
 def list_names(kind: Kind = "attacks", /, *, debug: Annotated[bool, Parameter(show=False, negative="")] = False) -> int:
-    """List what can be named: attacks, corruptions, defenses, models, data or reports."""
+    """List what can be named: attacks, corruptions, perturbations, suites, defenses, models, data or reports."""
     from .catalogue import listing
 
     Console(soft_wrap=True).print(listing(kind), markup=False, highlight=False)
@@ -158,6 +175,49 @@ def describe(spec: str, /, *, debug: Annotated[bool, Parameter(show=False, negat
     from .catalogue import description
 
     Console(soft_wrap=True).print(description(spec), markup=False, highlight=False)
+    return 0
+
+
+@app.command
+def corrupt(
+    source: Path,
+    target: Path,
+    /,
+    *,
+    corruption: Annotated[
+        list[str], Parameter(name=("--corruption", "-c"), help="fog, imagenet-c, all, ... Repeat for more.", negative="")
+    ],
+    severity: Annotated[str | None, Parameter(help="1 to 5, or two with a dash. Default: all five.")] = None,
+    size: Annotated[int | None, Parameter(help="Height and width after the centre crop; the published sets have 224.")] = None,
+    resize: Annotated[int | None, Parameter(help="Shorter side before the centre crop; the published sets have 256.")] = None,
+    storage_jpeg: Annotated[
+        int | None, Parameter(help="Write JPEG files of this quality (the published ones have 85) instead of PNG.")
+    ] = None,
+    frost_dir: Annotated[Path | None, Parameter(help="Folder of ImageNet-C's frost pictures. Default: procedural frost.")] = None,
+    seed: Annotated[int, Parameter(help="Of every random draw.")] = 0,
+    workers: Annotated[int | None, Parameter(help="Processes. Default: one per core.")] = None,
+    fresh: Annotated[bool, Parameter(help="Write everything again.", negative="")] = False,
+    debug: Annotated[bool, Parameter(show=False, negative="")] = False,
+) -> int:
+    """Write corrupted copies of a folder of pictures: TARGET/<corruption>/<severity>/<path in SOURCE>. An interrupted job goes on."""
+    from .folders import corrupt_folder
+
+    specs = [f"{spec}{',' if ':' in spec else ':'}severity={severity}" if severity else spec for spec in corruption]
+    with _progress() as progress:
+        written, known = corrupt_folder(
+            source,
+            target,
+            specs,
+            size=size,
+            resize=resize,
+            storage_jpeg=storage_jpeg,
+            frost_dir=frost_dir,
+            seed=seed,
+            workers=workers,
+            fresh=fresh,
+            progress=lambda done, total: progress("pictures", done, total, 0),
+        )
+    print(f"{written} pictures written to {target}" + (f", {known} were there already" if known else ""))
     return 0
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .classifier import Logits
-from .criteria import Binary, Criterion, Misclassified, MultiLabel, Targeted
+from .criteria import Among, Binary, Criterion, Misclassified, MultiLabel, Targeted
 from .errors import UsageError
 from .oracle import WhiteBox, WholeModel
 from .plan import Attack, parts
@@ -111,9 +111,13 @@ def _need_one_try(name: str, made: Mapping[str, Attack]) -> None:
 
 
 def clean_criterion(labels: Tensor, outputs: int) -> Criterion:
-    """What counts as wrong without an attack, for a model with so many outputs. labels: (B,) classes or (B, K) 0/1."""
+    """What counts as wrong without an attack, for a model with so many outputs.
+
+    Args:
+        labels: (B,) classes, (B, K) floats 0/1, or (B, M) int64, the right classes filled up with -1.
+    """
     if labels.dim() == 2:
-        return MultiLabel(labels)
+        return MultiLabel(labels) if labels.is_floating_point() else Among(labels)
     return Binary(labels) if outputs == 1 else Misclassified(labels)
 
 
@@ -121,9 +125,11 @@ def criterion(labels: Tensor, target: Target | None, logits: Logits) -> Criterio
     """What counts as broken under attack: a wrong prediction, or the target's.
 
     Raises:
-        UsageError: a target that is not one of the model's classes, or for multi-label data.
+        UsageError: a target that is not one of the model's classes, or for multi-label data; labels with several right classes an image.
     """
     outputs = logits.shape[1]
+    if labels.dim() == 2 and not labels.is_floating_point():
+        raise UsageError("these labels have several right classes an image, and an attack needs one: leave real=... or the attack out")
     if target is None:
         return clean_criterion(labels, outputs)
     if labels.dim() == 2:

@@ -32,9 +32,9 @@ USUAL = 224
 class Corruption(Protocol):
     """What is registered as a corruption: a frozen dataclass that is called with a batch.
 
-    `settings` has five parameters an image size. A corruption that needs colours says `colour = True` and never sees another number of channels
-    than three: of a grey image it gets three equal ones. One whose parameters are lengths has `scaled(setting, factor)`, the setting
-    for images that are `factor` times as large. `label` is its name in tables where that is not the registered one.
+    `settings` has five parameters an image size. A corruption that needs colours says `colour = True` and never sees another number of
+    channels than three: of a grey image it gets three equal ones. One whose parameters are lengths has `scaled(setting, factor)`, the
+    setting for images that are `factor` times as large. `label` is its name in tables where that is not the registered one.
     """
 
     settings: ClassVar[Settings]
@@ -80,13 +80,21 @@ class Member:
             raise UsageError(f"severity must be 1..5, got {severity}")
         side = min(height, width)
         if side < SMALLEST:
-            raise DataError(f"{self.name}: images of {height}x{width} are too small, {SMALLEST} pixels are the least that a corruption is defined for")
+            raise DataError(
+                f"{self.name}: images of {height}x{width} are too small, {SMALLEST} pixels are the least that a corruption is defined for"
+            )
         known = self.settings or self.corruption.settings
         if side in known:
             return known[side][severity - 1]
         base = USUAL if USUAL in known else max(known)
         scaled = getattr(self.corruption, "scaled", lambda setting, _: setting)
         return scaled(known[base][severity - 1], side / base)
+
+    @property
+    def frost(self) -> str | None:
+        """Where frost comes from: a folder of pictures, or `procedural`; None for other corruptions."""
+        corruption: Any = self.corruption
+        return (corruption.folder or "procedural") if hasattr(corruption, "folder") else None
 
     def scaled_from(self, height: int, width: int) -> int | None:
         """The image size whose parameters are scaled for this one; None where it has its own."""

@@ -153,6 +153,18 @@ class Towards(Criterion):
 
 
 @dataclass(frozen=True)
+class Among(Criterion):
+    """Broken when the prediction is none of several right classes (ReaL). labels: (B, M) class indices, filled up with -1."""
+
+    labels: Labels
+
+    def margin(self, logits: Logits) -> Tensor:
+        count = logits.shape[1]
+        wrong = torch.ones(len(logits), count + 1, dtype=torch.bool, device=logits.device)  # one more, for what is filled up
+        return Towards(wrong.scatter(1, self.labels.where(self.labels >= 0, count), False)[:, :count]).margin(logits)
+
+
+@dataclass(frozen=True)
 class OrdinalShift(Criterion):
     """Broken when the predicted grade is at least `steps` grades off. labels: (B,)."""
 

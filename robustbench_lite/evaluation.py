@@ -6,7 +6,7 @@ import os
 import platform
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -15,17 +15,19 @@ from typing import Any, Literal, get_args
 from torch import nn
 
 from .checks import frozen, moved
-from .classifier import Classifier
+from .classifier import Classifier, Preprocess
 from .conditions import Target, jobs
 from .data import default_for, load_data
 from .engines import local
 from .errors import UsageError
 from .labelled import LabelledImages, from_arrays, from_loader
 from .models import load_model
+from .overlap import overlaps
 from .plan import Attack
 from .results import Condition, Goal, Result
 from .samples import Options
 from .session import Progress, Session
+from .shifts import described, remarks, sequences, shifts
 from .store import Store, explained
 from .transfer import sources
 
@@ -34,9 +36,13 @@ Precision = Literal["fp32", "bf16"]
 
 def evaluate(
     model: str | nn.Module,
-    attacks: str | Attack | Sequence[str | Attack] = ("pgd",),
+    attacks: str | Attack | Sequence[str | Attack] | None = None,
     data: str | LabelledImages | Iterable[Any] | None = None,
     *,
+    corruptions: str | Sequence[str] = (),
+    storage_jpeg: int | None = None,
+    frost_dir: str | Path | None = None,
+    trained_on: Sequence[str] = (),
     eps: float | str | Sequence[float | str] | None = None,
     norm: str | None = None,
     target: Target | None = None,
@@ -59,14 +65,19 @@ def evaluate(
     command: str | None = None,
     progress: Progress | None = None,
 ) -> Result:
-    """Accuracy of a model without and under attack.
+    """Accuracy of a model without and under attack, on corrupted images, and along sequences of perturbed ones.
 
     Args:
         model: a name (`resnet50`, `timm:convnext_tiny`, `file.py:build`), a `Classifier`, or a module in eval mode that takes images
             in [0, 1].
-        attacks: spec strings such as `pgd:steps=100`, or attacks.
+        attacks: spec strings such as `pgd:steps=100`, or attacks. None: pgd, or no attack where there are corruptions.
         data: a spec (`imagenet`, `imagefolder:/path`), what `load_data` returns, a tuple of two arrays (images, labels), or a loader of
             (images, labels) batches; images in [0, 1]. None: the model's own.
+        corruptions: spec strings such as `fog`, `fog:severity=1-3`, `imagenet-c`; `imagenet-p` and `cifar-p` are sequences. Of a
+            published set of corrupted images (`imagenet-c:/path` as data) all that it holds, unless this chooses.
+        storage_jpeg: quality of the JPEG files that corrupted images are to have gone through; those of ImageNet-C were stored at 85.
+        frost_dir: folder of the frost pictures of the benchmark. None: frost is procedural, and named so.
+        trained_on: augmentations that the model was trained on, for a warning where they are what the corruptions do.
         eps: one or several radii, in [0, 1] pixel units (`8/255` as text is fine). None: the usual one of the data set.
         norm: linf, l2, l1 or l0. None: each attack's first.
         target: a class that every image is driven to, or `least-likely`; images that have this label are left out. None: any wrong class.
@@ -102,16 +113,29 @@ def evaluate(
         query_budget=(query_budget, 1),
         witnesses=(witnesses, 0),
         seed=(seed, 0),
+        storage_jpeg=(storage_jpeg, 1),
         eot=(eot, 1),
         votes=(votes, 1),
     )
     _check_words(goal, precision, batch_size, witnesses, on_bad_image)
+    if storage_jpeg is not None and storage_jpeg > 100:
+        raise UsageError(f"the quality of a JPEG file is 1..100, got {storage_jpeg}")
     classifier = _classifier(model)
     others = _surrogates(surrogates, classifier, query_budget)
     goal = "full" if others else goal
     source = default_for(classifier) if data is None else data
-    images = _images(source, classifier, limit, seed)
+    images = _images(source, classifier.preprocess, limit, seed)
+    if images.readout is not None:
+        classifier, others = images.readout.applied(classifier), [images.readout.applied(other) for other in others]
+    specs = [corruptions] if isinstance(corruptions, str) else list(corruptions)
+    shifted, perturbed = shifts(specs, images, None if frost_dir is None else str(frost_dir)), sequences(specs)
+    if attacks is None:
+        attacks = () if shifted or perturbed else ("pgd",)
     asked: list[str | Attack] = list(attacks) if isinstance(attacks, (list, tuple)) else [attacks]  # type: ignore[list-item]  # one alone
+    if not images.has_clean and (asked or perturbed):
+        raise UsageError(
+            f"{images.name} holds corrupted images only, and attacks and sequences start from clean ones: add clean=/path to --data"
+        )
     planned = jobs(
         asked,
         norm=norm,
@@ -137,8 +161,15 @@ def evaluate(
         on_bad_image=on_bad_image,
         eot=eot,
         votes=votes,
+        storage_jpeg=storage_jpeg,
     )
-    conditions = [Condition("clean", "clean"), *(job.condition for job in planned)]
+    conditions = [
+        *([Condition("clean", "clean")] if images.has_clean else []),
+        *(shift.condition for shift in shifted),
+        *(each.condition for each in perturbed),
+        *(job.condition for job in planned),
+    ]
+    about_corruptions = described(shifted, images, classifier, storage_jpeg)
     digest, versions, device_used = classifier.digest, _versions(), local.described(where)
     identity = {
         "version": versions["robustbench-lite"],
@@ -152,6 +183,7 @@ def evaluate(
         "surrogates": [s.digest for s in others],
         "eot": eot,
         "votes": votes,
+        "storage_jpeg": storage_jpeg,
     }
     config: dict[str, Any] = {
         "identity": identity,
@@ -164,7 +196,10 @@ def evaluate(
             "n": len(images),
             "limit": limit,
             "source": images.source,
+            "readout": images.readout is not None and isinstance(source, str),
+            "class_names": None if images.class_names is None else list(images.class_names),
         },
+        "corruptions": about_corruptions,
         "conditions": [asdict(c) for c in conditions],
         "attacks": sorted({str(job.condition.attack) for job in planned}),
         "norm": sorted({str(job.condition.norm) for job in planned}),
@@ -177,7 +212,11 @@ def evaluate(
         "surrogates": [s.name for s in others],
         "device": device_used,
         "versions": versions,
-        "notes": [] if bf16 or precision == "fp32" else ["this processor does not compute in bfloat16: searched in float32"],
+        "notes": [
+            *([] if bf16 or precision == "fp32" else ["this processor does not compute in bfloat16: searched in float32"]),
+            *remarks(about_corruptions),
+            *overlaps(trained_on, sorted({str(shift.condition.corruption) for shift in shifted})),
+        ],
         "created": _now(),
         "sessions": [{"started": _now(), "device": device_used, "versions": versions, "shuffle_seed": shuffle_seed}],
     }
@@ -191,14 +230,15 @@ def evaluate(
         for each in (classifier, *others):
             during.enter_context(frozen(each))
             during.enter_context(moved(each, where))
-        session = Session(classifier, others, images, planned, store, options, progress or (lambda *_: None))
+        wide = _wide(source, classifier.preprocess, limit, seed) if perturbed else None
+        session = Session(classifier, others, images, planned, store, options, progress or (lambda *_: None), shifted, perturbed, wide)
         try:
             session.run()
             session.about["complete"] = True
         finally:
             store.commit(now=True)
             store.record_session({"ended": _now(), **session.about}, session.notes)
-            if folder is not None and not store.decided("clean"):
+            if folder is not None and store.empty:
                 (folder / "run.json").unlink()  # refused before the first verdict: the corrected command may have the folder
         return store.result()
 
@@ -228,9 +268,16 @@ def _surrogates(models: Sequence[str | nn.Module], classifier: Classifier, query
     return made
 
 
-def _images(source: Any, classifier: Classifier, limit: int | None, seed: int) -> LabelledImages:
+def _wide(source: Any, preprocess: Preprocess, limit: int | None, seed: int) -> LabelledImages | None:
+    """The images before the centre crop; None where they are not cropped, or nothing more is known of them."""
+    if not isinstance(source, str) or preprocess.resize is None:
+        return None
+    return _images(source, replace(preprocess, size=None), limit, seed)
+
+
+def _images(source: Any, preprocess: Preprocess, limit: int | None, seed: int) -> LabelledImages:
     if isinstance(source, str):
-        return load_data(source, limit=limit, seed=seed, preprocess=classifier.preprocess)
+        return load_data(source, limit=limit, seed=seed, preprocess=preprocess)
     if isinstance(source, LabelledImages):
         images = source
     elif isinstance(source, tuple) and len(source) == 2:

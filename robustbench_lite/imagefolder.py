@@ -11,19 +11,20 @@ from .classifier import Preprocess
 from .errors import DataError
 from .labelled import LabelledImages
 from .pictures import Files
+from .synsets import imagenet_synsets
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}
 SPLITS = {"train", "training", "val", "valid", "validation", "test"}
 SYNSET = re.compile(r"n\d{8}")
 
 
-def read_folder(root: str, mapping: str | None, preprocess: Preprocess | None) -> LabelledImages:
+def read_folder(root: str | Path, mapping: str | Mapping[str, int] | None, preprocess: Preprocess | None) -> LabelledImages:
     """The pictures under `root`, sorted by path.
 
     Args:
         root: holds one sub-folder a class, with pictures at any depth; names that begin with a dot are left out.
-        mapping: a JSON file, `{"n01440764": 0}` or `{"0": ["n01440764", "tench"]}`. Without one, whole numbers are class indices
-            themselves, the 1000 synsets of ImageNet have their usual order, and other names are numbered in sorted order.
+        mapping: class indices by sub-folder, or a JSON file, `{"n01440764": 0}` or `{"0": ["n01440764", "tench"]}`. Without one, whole
+            numbers are class indices themselves, synsets of ImageNet have their usual ones, and other names are numbered in sorted order.
         preprocess: applied to each picture.
 
     Raises:
@@ -32,12 +33,12 @@ def read_folder(root: str, mapping: str | None, preprocess: Preprocess | None) -
     folder = Path(root).expanduser()
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}")
-    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    names = class_folders(folder)
     if not names:
         raise DataError(f"{folder} has no sub-folders: put the pictures of each class into a folder of its own")
     if set(names) <= SPLITS:
         raise DataError(f"{folder} holds {' and '.join(names)}, which are splits and not classes: write imagefolder:{folder / names[0]}")
-    index = _indices(names, mapping, folder)
+    index = class_indices(names, mapping, folder)
     paths, left_out = [], 0
     for name in names:
         for path in sorted(entry for entry in (folder / name).rglob("[!.]*") if entry.is_file()):
@@ -60,20 +61,36 @@ def read_folder(root: str, mapping: str | None, preprocess: Preprocess | None) -
     )
 
 
-def _indices(names: list[str], mapping: str | None, folder: Path) -> dict[str, int]:
+def class_folders(folder: Path) -> list[str]:
+    """The names of the sub-folders, sorted; those that begin with a dot are left out."""
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def class_indices(names: list[str], mapping: str | Mapping[str, int] | None, folder: Path) -> Mapping[str, int]:
+    """Class indices of these sub-folders of `folder`, and of others where they are known; see `read_folder`.
+
+    Raises:
+        DataError: some are not known.
+    """
     if mapping is not None:
-        known = _read_mapping(Path(mapping).expanduser())
+        known = _read_mapping(Path(mapping).expanduser()) if isinstance(mapping, str) else mapping
         unknown = [name for name in names if name not in known]
         if unknown:
-            raise DataError(f"{mapping} has no class index for {len(unknown)} of the folders in {folder}, the first is {unknown[0]!r}")
+            where = mapping if isinstance(mapping, str) else "the set"
+            raise DataError(f"{where} has no class index for {len(unknown)} of the folders in {folder}, the first is {unknown[0]!r}")
         return known  # whole, because the class count is the mapping's and not that of the folders present
     if all(name.isdecimal() for name in names):
         return {name: int(name) for name in names}
-    if all(SYNSET.fullmatch(name) for name in names) and len(names) != 1000:
-        raise DataError(
-            f"{folder} holds {len(names)} ImageNet synsets and not all 1000, so their class indices are not known: "
-            "add mapping=FILE, a JSON file such as ImageNet's imagenet_class_index.json"
-        )
+    if all(SYNSET.fullmatch(name) for name in names):
+        usual = {name: number for number, name in enumerate(imagenet_synsets())}
+        unknown = [name for name in names if name not in usual]
+        if not unknown:
+            return usual  # whole, as above
+        if len(names) != len(usual):
+            raise DataError(
+                f"{folder} holds {len(names)} synsets, of which {len(unknown)} are not among ImageNet's 1000 classes, the first is {unknown[0]}: "
+                "add mapping=FILE, a JSON file with the class index of each"
+            )
     return {name: number for number, name in enumerate(names)}
 
 

@@ -15,17 +15,18 @@ from torch import Tensor
 
 from .errors import DataError, UsageError
 from .pictures import Chosen, Pictures
+from .readout import Readout
 
 if TYPE_CHECKING:
     import numpy as np
 
-Label = int | tuple[float, ...]
-"""A class index, or one 0/1 float a class for multi-label data."""
+Label = int | tuple[float, ...] | frozenset[int]
+"""A class index, one 0/1 float a class for multi-label data, or the classes any of which is a right answer."""
 
 
 @dataclass(frozen=True, eq=False)
 class LabelledImages(Sequence[tuple[Tensor, Label]]):
-    """A sequence of `(image, label)`: images (C, H, W) float32 in [0, 1], labels class indices or tuples of 0/1 floats.
+    """A sequence of `(image, label)`: images (C, H, W) float32 in [0, 1], labels class indices, tuples of 0/1 floats or sets of classes.
 
     Args:
         pictures: where the images are read from.
@@ -37,9 +38,13 @@ class LabelledImages(Sequence[tuple[Tensor, Label]]):
         default_eps: the radius an attack uses when none is given, per norm, in [0, 1] pixel units; empty where nobody can know it.
         source: what a person must know about where it came from.
         sizes: bytes of each file, for `digest`; empty for images in memory, whose ids hold their content.
+        class_names: one per class; None where they have none.
+        readout: how the outputs of a model for ImageNet's 1000 classes become the classes of these data; None where they are the same.
+        variants: the same images, in the same order, as they were published under named conditions such as `fog[3]`.
+        has_clean: False where only variants were published; `pictures` are then the first of them.
 
     Raises:
-        DataError: labels, ids, groups and images that do not fit each other or the class count.
+        DataError: labels, ids, groups, variants and images that do not fit each other or the class count.
     """
 
     pictures: Pictures
@@ -51,11 +56,16 @@ class LabelledImages(Sequence[tuple[Tensor, Label]]):
     default_eps: Mapping[str, float] = field(default_factory=dict)
     source: str = ""
     sizes: Sequence[int] = ()
+    class_names: Sequence[str] | None = None
+    readout: Readout | None = None
+    variants: Mapping[str, Pictures] = field(default_factory=dict)
+    has_clean: bool = True
 
     def __post_init__(self) -> None:
         if not len(self.pictures):
             raise DataError(f"{self.name} holds no images")
-        for what, values in (("labels", self.labels), ("ids", self.ids), ("groups", self.groups), ("sizes", self.sizes or None)):
+        parts = {"labels": self.labels, "ids": self.ids, "groups": self.groups, "sizes": self.sizes or None}
+        for what, values in (parts | {f"images in {name}": variant for name, variant in self.variants.items()}).items():
             if values is not None and len(values) != len(self.pictures):
                 raise DataError(f"{self.name} has {len(self.pictures)} images and {len(values)} {what}: there must be one each")
         repeated = [key for key, count in Counter(self.ids).items() if count > 1]
@@ -70,6 +80,11 @@ class LabelledImages(Sequence[tuple[Tensor, Label]]):
                 raise DataError(f"label {index} of {self.name} has {len(label)} entries, but there are {self.classes} classes")
             if any(value not in (0.0, 1.0) for value in label):
                 raise DataError(f"label {index} of {self.name} is {label}: the entries of a multi-label label are 0 or 1")
+        elif isinstance(label, frozenset):
+            if not label:
+                raise DataError(f"label {index} of {self.name} names no class: leave such images out")
+            self._check(min(label), index)
+            self._check(max(label), index)
         elif label < 0 or (self.classes is not None and label >= self.classes):
             allowed = "0 or more" if self.classes is None else f"0..{self.classes - 1}"
             raise DataError(f"label {index} of {self.name} is {label}: class indices are {allowed}")
@@ -83,11 +98,12 @@ class LabelledImages(Sequence[tuple[Tensor, Label]]):
     def __getitem__(self, index: slice) -> LabelledImages: ...
     def __getitem__(self, index: int | slice) -> tuple[Tensor, Label] | LabelledImages:
         if isinstance(index, slice):
-            return self._take(range(len(self))[index])
+            return self.take(range(len(self))[index])
         position = range(len(self))[index]  # an index beyond the end is an IndexError here, so that iteration stops
         return self.pictures[position], self.labels[position]
 
-    def _take(self, indices: Sequence[int]) -> LabelledImages:
+    def take(self, indices: Sequence[int]) -> LabelledImages:
+        """The images at these positions, in this order, without copying them."""
         return replace(
             self,
             pictures=Chosen(self.pictures, indices),
@@ -95,6 +111,7 @@ class LabelledImages(Sequence[tuple[Tensor, Label]]):
             ids=[self.ids[i] for i in indices],
             groups=None if self.groups is None else [self.groups[i] for i in indices],
             sizes=[self.sizes[i] for i in indices] if self.sizes else (),
+            variants={name: Chosen(variant, indices) for name, variant in self.variants.items()},
         )
 
     def subset(self, limit: int, seed: int) -> LabelledImages:
@@ -115,14 +132,17 @@ class LabelledImages(Sequence[tuple[Tensor, Label]]):
             by_class.setdefault(self.labels[index], []).append(index)
         # spread each class evenly over [0, 1]: any beginning of that line has every class in proportion
         position = {index: (rank + 0.5) / len(members) for members in by_class.values() for rank, index in enumerate(members)}
-        return self._take(sorted(sorted(position, key=lambda index: (position[index], drawn[index]))[:limit]))
+        return self.take(sorted(sorted(position, key=lambda index: (position[index], drawn[index]))[:limit]))
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over ids, labels and file sizes: equal digests are the same data."""
+        """SHA-256 over ids, labels, file sizes and the names of the variants: equal digests are the same data."""
         total = hashlib.sha256()
         for index, (key, label) in enumerate(zip(self.ids, self.labels, strict=True)):
-            total.update(f"{key}\t{label}\t{self.sizes[index] if self.sizes else ''}\n".encode())
+            written = sorted(label) if isinstance(label, frozenset) else label
+            total.update(f"{key}\t{written}\t{self.sizes[index] if self.sizes else ''}\n".encode())
+        for name in self.variants:
+            total.update(f"{name}\n".encode())
         return total.hexdigest()
 
 
@@ -208,6 +228,16 @@ def labels_of(labels: Any, name: str) -> list[Label]:
         if not math.isfinite(value) or value != int(value):
             raise DataError(f"{name}: labels must be whole numbers, got {value}")
     return [int(value) for value in values.tolist()]
+
+
+def label_tensor(labels: Iterable[Label]) -> Tensor:
+    """What criteria take: (B,) int64 of class indices, (B, K) float of multi-label tuples, (B, M) int64 of sets, filled up with -1."""
+    listed = list(labels)
+    if any(isinstance(label, frozenset) for label in listed):
+        rows = [sorted(label) for label in listed if isinstance(label, frozenset)]
+        longest = max(map(len, rows))
+        return torch.tensor([row + [-1] * (longest - len(row)) for row in rows])
+    return torch.tensor(listed)
 
 
 def content_ids(pixels: np.ndarray[Any, Any]) -> list[str]:

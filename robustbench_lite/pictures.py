@@ -59,14 +59,15 @@ class Packed:
 
 @dataclass(frozen=True)
 class Files:
-    """Picture files, opened when they are asked for.
+    """Picture files, opened when they are asked for. paths: below `folder`, where they are not whole.
 
     Raises (on access):
         DataError: a file that is no picture, is cut off, or has more than 8 bits a channel; its path is named.
     """
 
-    paths: Sequence[Path]
+    paths: Sequence[Path | str]
     preprocess: Preprocess | None = None
+    folder: Path = Path()
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -74,11 +75,12 @@ class Files:
     def __getitem__(self, index: int, /) -> Tensor:
         from PIL import Image
 
+        file = self.folder / self.paths[index]
         try:
-            with Image.open(self.paths[index]) as picture:
+            with Image.open(file) as picture:
                 return prepared(picture, self.preprocess)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow raises for a damaged file
-            raise DataError(f"cannot read the image {self.paths[index]}: {error}") from error
+            raise DataError(f"cannot read the image {file}: {error}") from error
 
 
 def prepared(picture: Image, preprocess: Preprocess | None) -> Tensor:

@@ -233,7 +233,11 @@ SUITES = Registry("suite", ("robustbench_lite.corruptions",), "robustbench_lite.
 PERTURBATIONS = Registry("perturbation", ("robustbench_lite.corruptions",), "robustbench_lite.perturbations")
 DEFENSES = Registry("defense", ("robustbench_lite.defenses",), "robustbench_lite.defenses")
 MODELS = Registry("model", ("robustbench_lite.models", "robustbench_lite.defenses"), "robustbench_lite.models")
-DATA = Registry("data", ("robustbench_lite.data",), "robustbench_lite.data")
+DATA = Registry(
+    "data",
+    tuple(f"robustbench_lite.{name}" for name in ("data", "published", "corrupted_sets", "corrupted_arrays")),
+    "robustbench_lite.data",
+)
 REPORTS = Registry("report", ("robustbench_lite.reports",), "robustbench_lite.reports")
 
 

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from .matrix import TransferRow, TransferVerdict, transfer_rows
+from .sequences import SequenceRow, SequenceVerdict, sequence_rows
 from .stats import wilson
 
 if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor
 
-Kind = Literal["clean", "attack", "corruption", "worst", "certified", "shift"]
+Kind = Literal["clean", "attack", "corruption", "sequence", "worst", "certified", "shift"]
 Goal = Literal["first", "closest", "full"]
 
 
@@ -24,8 +25,8 @@ Goal = Literal["first", "closest", "full"]
 class Condition:
     """One thing that was done to every image: nothing (`clean`), an attack at one eps, a corruption at one severity.
 
-    `name` is unique in a run: `clean`, `pgd[linf,4/255]`, `worst[linf,4/255]`. `attack` is the spec that configured it, `source` the
-    surrogate that a transfer attack was made on.
+    `name` is unique in a run: `clean`, `pgd[linf,4/255]`, `worst[linf,4/255]`, `fog[3]`. `attack` is the spec that configured it, `source`
+    the surrogate that a transfer attack was made on, `corruption` what a `severity` belongs to.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Condition:
     goal: Goal = "first"
     target: int | str | None = None
     source: str | None = None
+    corruption: str | None = None
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,9 @@ class Verdict:
     `prediction`, `confidence` (softmax probability of the prediction) and `distance` belong to the witness of a broken image, and to
     the image of highest margin that the attack asked about otherwise. `precision` is the search's; a witness is always settled in
     float32. `witness` is the SHA-256 of the witness's file, None where none was kept. `stages` holds what each attack of a cascade
-    cost, as name -> (forwards, backwards), in the order in which they ran; an image that left early lacks the later ones.
+    cost, as name -> (forwards, backwards), in the order in which they ran; an image that left early lacks the later ones. Without an
+    attack, `nll` is the negative logarithm of the label's probability and `brier` the sum over classes of (probability - truth) squared;
+    None where a label is not one class.
     """
 
     sample_id: str
@@ -70,6 +74,8 @@ class Verdict:
     seed: int
     witness: str | None
     stages: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    nll: float | None = None
+    brier: float | None = None
 
 
 VERDICT_FIELDS = tuple(f.name for f in fields(Verdict))
@@ -170,11 +176,14 @@ TABLE_COLUMNS = (
 )  # fmt: skip
 
 
-def table_row(condition: Condition, verdicts: Sequence[Verdict], model: str, data: str, seconds: float) -> dict[str, Any]:
+def table_row(
+    condition: Condition, verdicts: Sequence[Verdict], model: str, data: str, seconds: float, right_when_clean: Set[str] = frozenset()
+) -> dict[str, Any]:
     """One row of the table.
 
     `accuracy = correct / n`: an undecided image is in n and is not correct. `success_all` is broken / n, `success_correct` the share
-    of the initially correct images that were broken. `mean_forwards` and `mean_backwards` are over the images that were attacked,
+    of the initially correct images that were broken. A corrupted image is judged by itself, for a corruption may also mend one:
+    `right_when_clean` says which were correct before. `mean_forwards` and `mean_backwards` are over the images that were attacked,
     that is, all but those that met the criterion when clean; on the clean row, over all. `median_distance` is given under the goal
     `closest` only, images that were not broken counting as infinitely far.
 
@@ -191,6 +200,9 @@ def table_row(condition: Condition, verdicts: Sequence[Verdict], model: str, dat
     paid = verdicts if condition.kind == "clean" else [v for v in verdicts if v.broken_by != "clean" and v.forwards > 0]
     wrong_when_clean = sum(v.broken_by == "clean" for v in verdicts)
     attackable = n - wrong_when_clean - sum(v.clean_prediction is None for v in verdicts)
+    fallen = broken - wrong_when_clean
+    if condition.kind == "corruption":
+        attackable, fallen = (sum(v.sample_id in right_when_clean for v in some) for some in (verdicts, [v for v in verdicts if v.broken]))
     distances = [v.distance if v.broken else math.inf for v in verdicts]
     return {
         "model": model, "data": data, "condition": condition.name, "kind": condition.kind, "norm": condition.norm,
@@ -201,7 +213,7 @@ def table_row(condition: Condition, verdicts: Sequence[Verdict], model: str, dat
         "seconds": seconds, "attack": condition.attack, "goal": condition.goal,
         "search": "+".join(sorted({v.precision for v in verdicts})),
         "success_all": None if condition.kind == "clean" else broken / n,
-        "success_correct": None if condition.kind == "clean" or not attackable else (broken - wrong_when_clean) / attackable,
+        "success_correct": None if condition.kind == "clean" or not attackable else fallen / attackable,
         "median_distance": statistics.median(distances) if condition.goal == "closest" else None,
     }  # fmt: skip
 
@@ -218,6 +230,8 @@ class Result:
         witness: the witness of (condition, sample id), or None where none was kept.
         folder: the run's folder, None for a run kept in memory.
         transferred: of a run with surrogates, what every model says of every image.
+        sequenced: of a run with perturbation sequences, what the model says of every frame.
+        shown: one image as it is (`clean`) and under every corruption, by condition, as a small JPEG.
     """
 
     config: Mapping[str, Any]
@@ -227,6 +241,8 @@ class Result:
     witness: Callable[[str, str], Witness | None]
     folder: Path | None = None
     transferred: Sequence[TransferVerdict] = ()
+    sequenced: Sequence[SequenceVerdict] = ()
+    shown: Mapping[str, bytes] = field(default_factory=dict)
 
     def of(self, condition: str) -> list[Verdict]:
         """The verdicts of one condition, in the data set's order."""
@@ -241,7 +257,8 @@ class Result:
         by_condition: dict[str, list[Verdict]] = {c.name: [] for c in self.conditions}
         for v in self.verdicts:
             by_condition[v.condition].append(v)
-        rows = [table_row(c, by_condition[c.name], model, data, self.seconds.get(c.name, 0.0)) for c in self.conditions]
+        right = {v.sample_id for v in by_condition.get("clean", ()) if v.broken is False}
+        rows = [table_row(c, by_condition[c.name], model, data, self.seconds.get(c.name, 0.0), right) for c in self.conditions]
         return pd.DataFrame(rows, columns=list(TABLE_COLUMNS)).astype({"severity": "Int64"})
 
     @property
@@ -253,6 +270,11 @@ class Result:
     def transfer(self) -> list[TransferRow]:
         """The source x target matrix of a run with surrogates."""
         return transfer_rows(self.transferred)
+
+    @property
+    def sequences(self) -> list[SequenceRow]:
+        """How often the prediction flips along each perturbation."""
+        return sequence_rows(self.sequenced)
 
     def write(self) -> Path:
         """Write `table.csv`, `samples.csv` and `report.html` into the run's folder; the path of the last."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any, Literal
 
@@ -15,7 +15,8 @@ from .classifier import Logits
 from .conditions import clean_criterion
 from .errors import DataError, RunMismatch
 from .judge import Judge
-from .labelled import LabelledImages
+from .labelled import LabelledImages, label_tensor
+from .metrics import proper_scores
 from .oracle import BAD_LOGITS, TROUBLE
 from .results import Goal, Verdict
 from .store import Store
@@ -38,6 +39,7 @@ class Options:
     on_bad_image: Literal["fail", "undecided"]
     eot: int | None
     votes: int
+    storage_jpeg: int | None = None
 
 
 Said = tuple[Any, float]
@@ -101,15 +103,17 @@ class Samples:
             self.same_image(key, image)
         return torch.stack(found).to(self.options.device)
 
-    def load(self, sample_id: str) -> Tensor:
-        image = checked(self.images[self.position[sample_id]][0], sample_id)
+    def load(self, sample_id: str, variant: str | None = None) -> Tensor:
+        """(C, H, W), the image or, of a published set, the image under one of its conditions."""
+        pictures = self.images.pictures if variant is None else self.images.variants[variant]
+        image = checked(pictures[self.position[sample_id]], sample_id)
         if self.shape is not None and image.shape != self.shape:
             raise DataError(f"image {sample_id} is {size_text(image)} and others are not: bring them to one size with --size")
         return image
 
     def labels(self, ids: Iterable[str]) -> Tensor:
-        """(B,) or (B, K)."""
-        return torch.tensor([self.images.labels[self.position[key]] for key in ids], device=self.options.device)
+        """(B,), (B, K) or (B, M)."""
+        return label_tensor(self.images.labels[self.position[key]] for key in ids).to(self.options.device)
 
     def same_image(self, key: str, image: Tensor) -> None:
         """Record what the image was, or check that it is still that."""
@@ -122,7 +126,7 @@ class Samples:
     def same_answers(self, name: str, judge: Judge, probe: Tensor) -> None:
         """Refuse to go on with a model that answers otherwise than when the run began: its code may have changed, which no digest sees."""
         known = {row: before for row, key in enumerate(self.probed) if (before := self.store.clean_said(key)) is not None}
-        said = self.said(self.probed, self._answers(judge, self.probed, probe)) if known else []
+        said = self.said(self.probed, self.answers(judge, self.probed, probe)) if known else []
         for row, was in known.items():
             if was[0] != said[row][0] or abs(was[1] - said[row][1]) > 1e-3:
                 raise RunMismatch(
@@ -130,7 +134,8 @@ class Samples:
                     "choose another --out, or --fresh to start over"
                 )
 
-    def _answers(self, judge: Judge, ids: Sequence[str], x: Tensor) -> Logits:
+    def answers(self, judge: Judge, ids: Sequence[str], x: Tensor) -> Logits:
+        """(B, K) what the model says of images x, which are made from those with these ids."""
         return judge.logits(x, clean_criterion(self.labels(ids), self.outputs), ids)
 
     def said(self, ids: Iterable[str], logits: Logits) -> list[Said]:
@@ -168,7 +173,7 @@ class Samples:
                 except DataError as error:
                     answers.append(Answer(key, unusable=str(error), trouble=str(error)))
             if loaded:
-                logits = self._answers(judge, list(loaded), torch.stack(list(loaded.values())).to(self.options.device))
+                logits = self.answers(judge, list(loaded), torch.stack(list(loaded.values())).to(self.options.device))
                 rule = clean_criterion(self.labels(loaded), logits.shape[1])
                 wrong, finite = (rule.margin(logits) > 0).tolist(), logits.isfinite().all(1).tolist()
                 for row, ((key, image), said) in enumerate(zip(loaded.items(), self.said(loaded, logits), strict=True)):
@@ -180,4 +185,31 @@ class Samples:
     def clean_verdict(self, answer: Answer) -> Verdict:
         if answer.trouble:
             return self.undecided("clean", answer)
-        return self.verdict("clean", answer, answer.said, broken=answer.wrong, broken_by="clean" if answer.wrong else None, forwards=1)
+        assert answer.logits is not None
+        return self._plain("clean", answer, answer.said, answer.wrong, self._scores([answer.id], answer.logits)[0])
+
+    def plain_verdicts(self, condition: str, judge: Judge, answers: Sequence[Answer], x: Tensor) -> list[Verdict]:
+        """Verdicts on images x that were made from those with these answers, by nobody who knows the model."""
+        ids = [answer.id for answer in answers]
+        logits = self.answers(judge, ids, x)
+        wrong = clean_criterion(self.labels(ids), logits.shape[1]).margin(logits) > 0
+        told = zip(
+            answers, self.said(ids, logits), wrong.tolist(), self._scores(ids, logits), logits.isfinite().all(1).tolist(), strict=True
+        )
+        return [
+            self._plain(condition, answer, said, broken, scores)
+            if finite
+            else self.undecided(condition, replace(answer, trouble=TROUBLE[BAD_LOGITS]))
+            for answer, said, broken, scores, finite in told
+        ]
+
+    def _plain(self, condition: str, answer: Answer, said: Said, wrong: bool, scores: Mapping[str, float]) -> Verdict:
+        return self.verdict(condition, answer, said, broken=wrong, broken_by=condition if wrong else None, forwards=1, **scores)
+
+    def _scores(self, ids: Sequence[str], logits: Logits) -> list[dict[str, float]]:
+        """Per image `nll` and `brier`, nothing where a label is not one class."""
+        labels = self.labels(ids)
+        if labels.dim() > 1:
+            return [{} for _ in ids]
+        nll, brier = proper_scores(logits, labels)
+        return [{"nll": a, "brier": b} for a, b in zip(nll.tolist(), brier.tolist(), strict=True)]

@@ -26,6 +26,7 @@ from .plan import Attack, Finding, Plan, Subject
 from .results import Goal, Witness
 from .samples import Answer, Options, Said, Samples
 from .scheduler import run
+from .shifts import Perturbed, Sequenced, Shift, Shifted, thumbnail
 from .store import Store
 from .streams import seeded
 from .transfer import Ensemble, Source, Targets, sources
@@ -39,7 +40,10 @@ FLAT = "every gradient was exactly zero"
 
 @dataclass
 class Session:
-    """Brings the verdicts that a store lacks. `about` and `notes` are what the run's record is to say of it."""
+    """Brings the verdicts that a store lacks. `about` and `notes` are what the run's record is to say of it.
+
+    `wide` are the images before they are cropped, for sequences whose frames move into the picture what lies beside it.
+    """
 
     classifier: Classifier
     surrogates: Sequence[Classifier]
@@ -48,6 +52,9 @@ class Session:
     store: Store
     options: Options
     progress: Progress
+    shifts: Sequence[Shift] = ()
+    perturbed: Sequence[Perturbed] = ()
+    wide: LabelledImages | None = None
     about: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -55,8 +62,11 @@ class Session:
         self.samples = Samples(self.images, self.store, self.options)
 
     def run(self) -> None:
-        conditions = ["clean", *(job.condition.name for job in self.planned)]
-        complete = set.intersection(*(self.store.decided(name) for name in conditions))
+        shifted = [shift.condition.name for shift in self.shifts]
+        conditions = [*(["clean"] if self.images.has_clean else []), *shifted, *(job.condition.name for job in self.planned)]
+        complete = self.store.decided(conditions[0])
+        for name in conditions[1:]:
+            complete &= self.store.decided(name)
         todo = [key for key in self.samples.order if key not in complete]
         probe = self.samples.probe()
         with ExitStack() as during:
@@ -68,9 +78,12 @@ class Session:
                 self.notes.append(f"gradients pass {', '.join(replaced)} by the stand-in that it declares (BPDA)")
             self.judge = Judge(Passes(self.classifier), self.options.votes if random else 0, self.options.seed)
             self.samples.same_answers(self.classifier.name, self.judge, probe)
-            if todo:
+            if todo or self.perturbed:
                 self._prepare(probe, logits, random)
-                answers = self._clean(todo)
+                answers = self._clean(todo) if self.images.has_clean else {}
+                self._shift(todo)
+                for each in self.perturbed:
+                    self._perturb(each)
                 for job in self.planned:
                     self._attack(job, answers)
 
@@ -91,6 +104,8 @@ class Session:
         options, labels = self.options, self.samples.labels(self.images.ids)
         for job in self.planned:
             criterion(labels[: len(logits)], job.target, logits)  # refuses a target that the model does not have
+        if labels.dim() == 2 and self.perturbed:
+            raise UsageError(f"{self.perturbed[0].condition.name} counts how often the class changes, and these labels hold several")
         if labels.dim() == 1 and self.images.classes not in (None, max(2, logits.shape[1])):
             counts = f"{self.classifier.name} has {logits.shape[1]} classes and {self.images.name} {self.images.classes}"
             self.notes.append(f"{counts}: do their labels mean the same?")
@@ -145,7 +160,10 @@ class Session:
             partial(self.samples.ask, self.judge), [Answer(key) for key in ids], self.batch_size, self._shrunk
         ):
             for answer in batch:
-                answers[answer.id] = answer
+                if self.planned or answer.unusable:  # attacks start from the answers; without one nothing is kept, however many images
+                    answers[answer.id] = answer
+                if answer.id == self.samples.probed[0] and self.shifts:
+                    self.store.show("clean", thumbnail(self.samples.load(answer.id)))
                 if answer.id not in done and (answer.unusable is None or self.options.on_bad_image == "undecided"):
                     done.add(answer.id)
                     verdict = self.samples.clean_verdict(answer)
@@ -156,13 +174,41 @@ class Session:
         if len(done) > before:
             self.store.spend("clean", time.monotonic() - started)
         self.store.commit(now=True)
-        bad = [f"{a.id} ({a.unusable})" for a in answers.values() if a.unusable]
+        self._refuse([f"{a.id} ({a.unusable})" for a in answers.values() if a.unusable])
+        return answers
+
+    def _refuse(self, bad: Sequence[str]) -> None:
         if bad and self.options.on_bad_image == "fail":
             raise InvalidEvaluation(
                 f"{len(bad)} of {len(self.images)} images cannot be used: {', '.join(bad[:3])}{', ...' if len(bad) > 3 else ''}; "
                 "mend or remove them, or count them as not correct with --on-bad-image undecided"
             )
-        return answers
+
+    def _shift(self, ids: Sequence[str]) -> None:
+        """Ask about the images under every corruption."""
+        names = [shift.condition.name for shift in self.shifts]
+        shifted = Shifted(self.shifts, self.samples, self.store, self.judge, wrong=sum(map(self.store.not_correct, names)))
+        done = len(self.images) - len(ids)
+        waiting = [Answer(key, said=self.store.clean_said(key) or (None, 0.0)) for key in (ids if names else ())]
+        for batch in local.with_smaller_batches(shifted.ask, waiting, self.batch_size, self._shrunk):
+            done += len(batch)
+            self.progress(f"{len(names)} corruptions", done, len(self.images), shifted.wrong)
+        self.store.commit(now=True)
+        self._refuse(shifted.bad)
+
+    def _perturb(self, each: Perturbed) -> None:
+        """Ask about the frames of a perturbation."""
+        name = each.condition.name
+        known = self.store.sequenced(name)
+        todo = [key for key in self.samples.order if key not in known]
+        asked = Sequenced(self.wide or self.images, self.samples, self.judge)
+        started = time.monotonic()
+        for number, verdict in enumerate(asked.ask(todo, each), len(known) + 1):
+            self.store.add_sequence(verdict)
+            self.store.commit()
+            self.progress(name, number, len(self.images), 0)
+        self.store.spend(name, time.monotonic() - started)
+        self.store.commit(now=True)
 
     # ------------------------------------------------------------------ under attack
 

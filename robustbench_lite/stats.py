@@ -7,7 +7,7 @@ from math import sqrt
 Z95 = 1.959963984540054  # the 97.5 % point of the standard normal
 
 
-def wilson(successes: int, n: int, z: float = Z95) -> tuple[float, float]:
+def wilson(successes: float, n: float, z: float = Z95) -> tuple[float, float]:
     """Wilson's score interval (JASA 1927) for a proportion, two-sided, 95 % unless `z` says otherwise.
 
     Raises:

@@ -25,14 +25,15 @@ from .errors import InvalidEvaluation, RunMismatch, UsageError
 from .matrix import TransferVerdict
 from .plan import Finding
 from .results import VERDICT_FIELDS, Condition, Result, Verdict, Witness, worst_case
+from .sequences import SequenceVerdict
 
 JSON_FIELDS = {"label", "clean_prediction", "prediction", "stages"}  # a class or one 0/1 per finding; a mapping
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO}
 TRANSFER_FIELDS = tuple(f.name for f in fields(TransferVerdict))
+SEQUENCE_FIELDS = tuple(f.name for f in fields(SequenceVerdict))
 OURS = ("run.json", "results.sqlite", "results.sqlite-wal", "results.sqlite-shm", "lock.sqlite", "lock.sqlite-journal", "table.csv",
-        "samples.csv", "cascade.csv", "transfer.csv", "report.html", "witnesses",
-        "run.json.partial", "table.csv.partial", "samples.csv.partial", "cascade.csv.partial", "transfer.csv.partial",
-        "report.html.partial")  # fmt: skip
+        "samples.csv", "cascade.csv", "transfer.csv", "corruptions.csv", "calibration.csv", "sequences.csv", "shape_bias.csv",
+        "report.html", "witnesses", "run.json.partial")  # fmt: skip
 
 SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS verdicts ({", ".join(f'"{name}"' for name in VERDICT_FIELDS)}, PRIMARY KEY (condition, sample_id)) WITHOUT ROWID;
@@ -40,6 +41,9 @@ CREATE TABLE IF NOT EXISTS samples (position INTEGER, sample_id PRIMARY KEY, ima
 CREATE TABLE IF NOT EXISTS survivors (condition, sample_id, course, logits, PRIMARY KEY (condition, sample_id)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS transferred ({", ".join(f'"{name}"' for name in TRANSFER_FIELDS)},
     PRIMARY KEY (condition, sample_id, target)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS sequenced ({", ".join(f'"{name}"' for name in SEQUENCE_FIELDS)},
+    PRIMARY KEY (condition, sample_id)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS shown (condition PRIMARY KEY, picture) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS seconds (condition PRIMARY KEY, spent) WITHOUT ROWID;
 """
 
@@ -118,6 +122,18 @@ class Store:
         """Sample ids that have a verdict under a condition."""
         return {row[0] for row in self._database.execute("SELECT sample_id FROM verdicts WHERE condition = ?", (condition,))}
 
+    @property
+    def empty(self) -> bool:
+        """Whether there is no result yet."""
+        sql = "SELECT 1 FROM verdicts UNION ALL SELECT 1 FROM sequenced LIMIT 1"
+        return self._database.execute(sql).fetchone() is None
+
+    def decided_of(self, conditions: Sequence[str], ids: Sequence[str]) -> set[tuple[str, str]]:
+        """Of these conditions and samples, the pairs that have a verdict."""
+        asked = [",".join("?" * len(values)) for values in (conditions, ids)]
+        sql = f"SELECT condition, sample_id FROM verdicts WHERE condition IN ({asked[0]}) AND sample_id IN ({asked[1]})"
+        return set(self._database.execute(sql, (*conditions, *ids)))
+
     def not_correct(self, condition: str) -> int:
         """How many images are broken or undecided under a condition so far."""
         return self.count(condition, "broken IS NOT 0")
@@ -142,13 +158,26 @@ class Store:
         return None if row is None else (json.loads(row[0]), float(row[1]))
 
     def add(self, verdict: Verdict) -> None:
-        values = [json.dumps(value) if name in JSON_FIELDS else value for name, value in vars(verdict).items()]
+        # several right classes are a set, which is kept as a sorted list
+        values = [json.dumps(value, default=sorted) if name in JSON_FIELDS else value for name, value in vars(verdict).items()]
         self._database.execute(f"INSERT OR REPLACE INTO verdicts VALUES ({','.join('?' * len(values))})", values)
         self._database.execute("DELETE FROM survivors WHERE condition = ? AND sample_id = ?", (verdict.condition, verdict.sample_id))
 
     def add_transferred(self, verdicts: Iterable[TransferVerdict]) -> None:
         rows = [tuple(vars(verdict).values()) for verdict in verdicts]
         self._database.executemany(f"INSERT OR REPLACE INTO transferred VALUES ({','.join('?' * len(TRANSFER_FIELDS))})", rows)
+
+    def add_sequence(self, verdict: SequenceVerdict) -> None:
+        values = {**vars(verdict), "predictions": json.dumps(verdict.predictions)}
+        self._database.execute(f"INSERT OR REPLACE INTO sequenced VALUES ({','.join('?' * len(values))})", tuple(values.values()))
+
+    def sequenced(self, condition: str) -> set[str]:
+        """Sample ids whose frames under a perturbation were asked about."""
+        return {row[0] for row in self._database.execute("SELECT sample_id FROM sequenced WHERE condition = ?", (condition,))}
+
+    def show(self, condition: str, picture: bytes) -> None:
+        """Keep what a report shows of a condition."""
+        self._database.execute("INSERT OR REPLACE INTO shown VALUES (?, ?)", (condition, picture))
 
     def survived(self, condition: str, course: Course) -> None:
         """Keep how an image stands between two attacks of a cascade, without its image: only a witness's is ever needed."""
@@ -293,7 +322,8 @@ def _result(
     verdicts = [v for c in conditions for v in by_condition[c.name]]
     worst_conditions, worst_verdicts = worst_case(planned, verdicts)
     if not any(session.get("complete") for session in config["sessions"]):
-        counts = ", ".join(f"{c.name} {len(by_condition.get(c.name, []))}" for c in planned)
+        frames = dict(database.execute("SELECT condition, count(*) FROM sequenced GROUP BY condition"))
+        counts = ", ".join(f"{c.name} {len(by_condition.get(c.name, ())) or frames.get(c.name, 0)}" for c in planned)
         config = {**config, "notes": [*config["notes"], f"UNFINISHED: verdicts so far for {counts}"]}
     hashes = {(v.condition, v.sample_id): v.witness for v in verdicts if v.witness}
 
@@ -309,7 +339,24 @@ def _result(
     transferred = [_transferred(row) for row in database.execute(f"SELECT {', '.join(TRANSFER_FIELDS)} FROM transferred")]
     order = [c.name for c in planned], [config["model"]["name"], *config.get("surrogates", [])]
     transferred.sort(key=lambda v: (order[0].index(v.condition), order[1].index(v.target)))
-    return Result(config, [*conditions, *worst_conditions], [*verdicts, *worst_verdicts], seconds, witness, folder, transferred)
+    sequenced = [_sequenced(row) for row in database.execute(f"SELECT {', '.join(SEQUENCE_FIELDS)} FROM sequenced")]
+    sequenced.sort(key=lambda v: order[0].index(v.condition))
+    return Result(
+        config,
+        [*conditions, *worst_conditions],
+        [*verdicts, *worst_verdicts],
+        seconds,
+        witness,
+        folder,
+        transferred,
+        sequenced,
+        dict(database.execute("SELECT condition, picture FROM shown")),
+    )
+
+
+def _sequenced(row: Sequence[Any]) -> SequenceVerdict:
+    values = dict(zip(SEQUENCE_FIELDS, row, strict=True))
+    return SequenceVerdict(**values | {"predictions": json.loads(values["predictions"])})
 
 
 def _transferred(row: Sequence[Any]) -> TransferVerdict:

@@ -12,6 +12,7 @@ from torch import nn
 from .checks import frozen
 from .classifier import Classifier
 from .conditions import clean_criterion, criterion
+from .data import load_data
 from .errors import RunMismatch, UsageError
 from .judge import Judge
 from .models import load_model
@@ -56,6 +57,9 @@ def verify(
     classifier = (
         load_model(**recipe, allow_pickle=allow_pickle) if model is None else model if isinstance(model, Classifier) else Classifier(model)
     )
+    if result.config["data"].get("readout"):  # the classes are those of the data, which bring the way to them
+        readout = load_data(result.config["data"]["spec"], preprocess=classifier.preprocess).readout
+        classifier = readout.applied(classifier) if readout is not None else classifier
     if classifier.digest != result.config["model"]["digest"]:
         raise RunMismatch(f"this {classifier.name} is not the model that {run} evaluated: its weights or its preprocessing differ")
     conditions = {c.name: c for c in result.conditions if c.kind == "attack"}

@@ -1,7 +1,7 @@
 """Draws that are given instead of drawn, and the outputs of the published corruption functions under such draws.
 
-`tests/goldens/imagenet_c_224.npz` and `imagenet_c_32.npz` hold one public-domain photograph (scikit-image's `astronaut`) as `input` and what the
-published functions of ImageNet-C and CIFAR-10-C made of it, `<corruption>/<severity>`; at 224 only the rows and columns of WINDOW.
+`tests/goldens/imagenet_c_224.npz` and `imagenet_c_32.npz` hold one public-domain photograph (scikit-image's `astronaut`) as `input` and
+what the published functions of ImageNet-C and CIFAR-10-C made of it, `<corruption>/<severity>`; at 224 only the rows and columns of WINDOW.
 numpy's legacy generator was seeded with 100 * severity before each call. Versions: NumPy 2.4.6, SciPy 1.17.1, scikit-image 0.26,
 Pillow 13, OpenCV 5.0.0 (exact affine coordinates), ImageMagick 6.9.11.
 """

@@ -1,0 +1,232 @@
+"""A folder of pictures, corrupted into another folder: resumable, by several processes, the same files however often it was stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from multiprocessing import get_context, parent_process
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .classifier import Preprocess
+from .corrupting import Member, draws, members
+from .errors import DataError, InvalidEvaluation, RunMismatch, UsageError
+from .imagefolder import SUFFIXES
+from .pictures import Files
+from .store import write_text
+
+RECORD = "corrupt.json"
+PARTIAL = ".partial"
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a process needs to know: everything but the picture."""
+
+    source: Path
+    target: Path
+    specs: tuple[str, ...]
+    preprocess: Preprocess | None
+    storage_jpeg: int | None
+    frost: str | None
+    seed: int
+    fresh: bool
+
+    @property
+    def asked(self) -> list[tuple[Member, int]]:
+        """The corruptions, each at a severity."""
+        return [each for spec in self.specs for each in members(spec, self.frost)]
+
+    def place(self, member: str, severity: int, picture: str) -> Path:
+        """Where a corrupted copy goes, as in the published sets."""
+        suffix = ".png" if self.storage_jpeg is None else ".JPEG"
+        return self.target / member / str(severity) / Path(picture).with_suffix(suffix)
+
+
+def corrupt_folder(
+    source: str | Path,
+    target: str | Path,
+    corruptions: Sequence[str],
+    *,
+    size: int | None = None,
+    resize: int | None = None,
+    storage_jpeg: int | None = None,
+    frost_dir: str | Path | None = None,
+    seed: int = 0,
+    workers: int | None = None,
+    fresh: bool = False,
+    progress: Callable[[int, int], None] = lambda *_: None,
+) -> tuple[int, int]:
+    """Write `target/<corruption>/<severity>/<path in source>` for every picture at any depth of `source`.
+
+    Draws are keyed by the path in `source`: the same files come out in whatever order, by however many processes. What is there already,
+    of an earlier run with the same settings, is kept.
+
+    Args:
+        corruptions: spec strings, such as `fog:severity=3` or `imagenet-c`.
+        size, resize: centre crop, and the shorter side before it; None leaves pictures as they are.
+        storage_jpeg: write JPEG files of this quality (`optimize`, 4:2:0, as the published ones); None writes PNG.
+        frost_dir: the benchmark's frost pictures.
+        workers: processes; None: one per core.
+        fresh: write everything again.
+        progress: called with pictures done and pictures in all.
+
+    Returns:
+        How many files were written, and how many were there.
+
+    Raises:
+        UsageError: folders, settings or specs that cannot be used; RunMismatch: the target was made with other settings.
+        InvalidEvaluation: pictures that cannot be read or written; the others are done.
+    """
+    source, target = Path(source).expanduser(), Path(target).expanduser()
+    if storage_jpeg is not None and not 1 <= storage_jpeg <= 100:
+        raise UsageError(f"the quality of a JPEG file is 1..100, got {storage_jpeg}")
+    for name, value in (("size", size), ("resize", resize), ("workers", workers)):
+        if value is not None and value < 1:
+            raise UsageError(f"{name} must be 1 or more, got {value}")
+    if size is not None and resize is not None and resize < size:
+        raise UsageError(f"resize {resize} leaves less than the crop of {size}: give a larger --resize")
+    pictures = _pictures(source, target)
+    preprocess = None if size is None and resize is None else Preprocess(size=(size, size) if size else None, resize=resize)
+    frost = None if frost_dir is None else str(frost_dir)
+    work = Work(source, target, tuple(corruptions), preprocess, storage_jpeg, frost, seed, fresh)
+    asked = len(work.asked) * len(pictures)
+    _record(work)
+    written = known = 0
+    bad: list[str] = []
+    for done, (made, kept, failure) in enumerate(_results(work, pictures, workers or os.cpu_count() or 1), 1):
+        written, known = written + made, known + kept
+        bad += [failure] if failure else []
+        progress(done, len(pictures))
+    if bad:
+        raise InvalidEvaluation(
+            f"{len(bad)} of {len(pictures)} pictures could not be corrupted: {'; '.join(bad[:3])}{'; ...' if len(bad) > 3 else ''}; "
+            f"the other {written + known} of {asked} files are in {target}"
+        )
+    return written, known
+
+
+def _pictures(source: Path, target: Path) -> list[str]:
+    """Paths below `source`, sorted; names that begin with a dot are left out."""
+    if not source.is_dir():
+        raise DataError(f"there is no folder {source}")
+    if target.resolve().is_relative_to(source.resolve()):
+        raise UsageError(f"{target} lies in {source}, whose pictures are to be corrupted: name a folder beside it")
+    found = sorted(path.relative_to(source) for path in source.rglob("[!.]*") if path.is_file() and path.suffix.lower() in SUFFIXES)
+    if not found:
+        raise DataError(f"{source} has no pictures (looked for {' '.join(sorted(SUFFIXES))})")
+    same = [stem for stem, count in Counter(path.with_suffix("") for path in found).items() if count > 1]
+    if same:
+        raise DataError(f"{source} has several pictures that differ in their ending only, the first are {same[0]}.*: rename them")
+    return [path.as_posix() for path in found]
+
+
+def _record(work: Work) -> None:
+    """Say in the target how it is made, or refuse one that was made otherwise."""
+    file = work.target / RECORD
+    settings: dict[str, Any] = {
+        "preprocess": repr(work.preprocess),
+        "storage_jpeg": work.storage_jpeg,
+        "frost": work.frost,
+        "seed": work.seed,
+    } | {member.name: repr(member.corruption) for member, _ in work.asked}
+    try:
+        work.target.mkdir(parents=True, exist_ok=True)
+        before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        for key in before.keys() & settings.keys():
+            if before[key] != settings[key] and not work.fresh:
+                raise RunMismatch(
+                    f"{work.target} was made with another {key} ({before[key]} there, {settings[key]} here): "
+                    "choose another folder, or --fresh to write everything again"
+                )
+        write_text(file, json.dumps(before | settings, indent=2) + "\n")
+    except OSError as error:
+        raise UsageError(f"{work.target} cannot be written to ({error.strerror}): choose another folder") from error
+    except ValueError as error:
+        raise RunMismatch(f"{file} is damaged: choose another folder, or remove it and use --fresh") from error
+
+
+Outcome = tuple[int, int, str | None]
+"""Files written, files found, and why the picture could not be corrupted."""
+
+
+def _results(work: Work, pictures: Sequence[str], workers: int) -> Iterator[Outcome]:
+    if workers == 1:
+        yield from (corrupt_one(work, picture) for picture in pictures)
+        return
+    with _pool(min(workers, len(pictures))) as pool:
+        rest = iter(pictures)
+        running = {pool.submit(corrupt_one, work, picture) for picture in islice(rest, 4 * workers)}
+        try:
+            while running:
+                finished, running = wait(running, return_when=FIRST_COMPLETED)
+                running |= {pool.submit(corrupt_one, work, picture) for picture in islice(rest, len(finished))}
+                yield from (future.result() for future in finished)
+        except BrokenProcessPool as error:
+            raise InvalidEvaluation(
+                "a worker process died, perhaps for lack of memory: use fewer --workers; the same command goes on"
+            ) from error
+
+
+@contextmanager
+def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes of one thread each: they are more than the cores already."""
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _one_thread() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for its next task for ever."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def corrupt_one(work: Work, picture: str) -> Outcome:
+    """Write the corrupted copies of one picture that are not there yet, each whole or not at all."""
+    from PIL import Image
+
+    asked = work.asked
+    places = {(member.name, severity): work.place(member.name, severity, picture) for member, severity in asked}
+    todo = [(member, severity) for member, severity in asked if work.fresh or not places[member.name, severity].exists()]
+    if not todo:
+        return 0, len(asked), None
+    try:
+        image = Files([work.source / picture], work.preprocess)[0][None]
+        for member, severity in todo:
+            pixels = member(image, severity, draws(work.seed, member.name, severity, [picture], torch.device("cpu")))[0]
+            array = pixels.permute(1, 2, 0).numpy() if len(pixels) == 3 else pixels[0].numpy()
+            place = places[member.name, severity]
+            place.parent.mkdir(parents=True, exist_ok=True)
+            partial = place.with_name(f".{place.name}{PARTIAL}")
+            if work.storage_jpeg is None:
+                Image.fromarray(array).save(partial, "PNG")
+            else:
+                Image.fromarray(array).save(partial, "JPEG", quality=work.storage_jpeg, optimize=True)
+            os.replace(partial, place)
+    except DataError as error:
+        return 0, 0, str(error)
+    except OSError as error:
+        return 0, 0, f"{picture}: {error.strerror or error}"
+    return len(todo), len(asked) - len(todo), None

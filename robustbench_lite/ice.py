@@ -1,0 +1,133 @@
+"""Pictures of ice on glass: the photographs that ImageNet-C has, read from a folder, and others that are computed."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .errors import DataError, UsageError
+from .streams import Streams
+
+PHOTOGRAPHS = ("frost1.png", "frost2.png", "frost3.png", "frost4.jpg", "frost5.jpg")
+SOURCE = "they are in ImageNet-C/create_c of https://github.com/hendrycks/robustness"
+
+
+class Look(NamedTuple):
+    """Of one photograph: its mean colour, its luma at the percentiles of LEVELS, the slope of its log power over log frequency."""
+
+    colour: tuple[float, float, float]
+    luma: tuple[float, ...]
+    slope: float
+
+
+LEVELS = (-2.326, -1.645, -0.674, 0.0, 0.674, 1.645, 2.326)
+"""Percentiles 1, 5, 25, 50, 75, 95, 99 of a normal distribution."""
+
+LOOKS = (
+    Look((78, 149, 166), (95, 102, 116, 128, 141, 163, 177), -1.16),
+    Look((201, 205, 214), (140, 165, 193, 208, 220, 235, 244), -1.71),
+    Look((201, 205, 214), (140, 165, 193, 208, 220, 235, 244), -1.71),
+    Look((138, 153, 165), (81, 102, 132, 150, 167, 196, 231), -1.27),
+    Look((112, 123, 135), (43, 58, 89, 117, 149, 202, 237), -1.87),
+)
+"""Measured on the photographs, of which the second and the third are the same."""
+
+BLUR = 0.4
+"""Standard deviation in pixels, without which the grain is sharper than a photograph's."""
+
+SPACING = 40.0
+"""Pixels between crystals' edges."""
+
+EDGES = 0.3
+"""Share of the variance that the edges of crystals make."""
+
+EXTENT = 450.0
+"""Pixels, the width of a computed picture that a crop is thought to be cut from; what varies more slowly than a crop makes it lighter or darker."""
+
+STEPS = 256
+"""Entries of the table of colours per standard deviation."""
+
+
+def photographed(folder: str, scale: float, height: int, width: int, draw: Streams) -> Tensor:
+    """(B, 3, H, W) uint8, cut from the photographs in a folder after they are resized `scale` times.
+
+    Raises:
+        UsageError: one of them is not there or cannot be read.
+        DataError: one of them is too small.
+    """
+    stack, sizes = photographs(folder, scale)
+    for name, (tall, wide) in zip(PHOTOGRAPHS, sizes.tolist(), strict=True):
+        if tall <= height or wide <= width:
+            raise DataError(
+                f"frost: {Path(folder) / name} is {tall}x{wide} pixels at the scale of {scale:g}, too small for images of {height}x{width}; {SOURCE}"
+            )
+    picture = draw.integers("picture", 0, len(PHOTOGRAPHS))
+    room = sizes.to(picture.device)[picture] - torch.tensor([height, width], device=picture.device)
+    top, left = (draw.uniform("corner", 2).double() * room).long().unbind(1)
+    rows = top[:, None, None] + torch.arange(height, device=top.device)[:, None]
+    columns = left[:, None, None] + torch.arange(width, device=left.device)
+    return stack.to(picture.device)[picture[:, None, None], rows, columns].permute(0, 3, 1, 2)
+
+
+@lru_cache(maxsize=4)
+def photographs(folder: str, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+    """The photographs as (5, H, W, 3) uint8, filled up with black below and on the right, and their own (5, 2) heights and widths.
+
+    Raises:
+        UsageError: one of them is not there or cannot be read.
+    """
+    pictures = []
+    for name in PHOTOGRAPHS:
+        path = Path(folder) / name
+        try:
+            with Image.open(path) as picture:
+                pixels = torch.from_numpy(np.array(picture.convert("RGB")))
+        except FileNotFoundError:
+            raise UsageError(f"frost: there is no {path}; {SOURCE}") from None
+        except OSError as error:  # what Pillow raises of files that it cannot read
+            raise UsageError(f"frost: {path} cannot be read as a picture ({error}); {SOURCE}") from None
+        pictures.append(_resized(pixels, scale))
+    sizes = torch.tensor([picture.shape[:2] for picture in pictures])
+    stack = torch.zeros(len(pictures), *sizes.amax(0).tolist(), 3, dtype=torch.uint8)
+    for canvas, picture in zip(stack, pictures, strict=True):
+        canvas[: picture.shape[0], : picture.shape[1]] = picture
+    return stack, sizes
+
+
+def _resized(pixels: Tensor, scale: float) -> Tensor:
+    """(H, W, 3) uint8, linearly between the nearest four pixels and no others, as OpenCV: a small picture of fine grain has grain of its own."""
+    if scale == 1:
+        return pixels
+    result = pixels.double()
+    for dim in (0, 1):
+        size = pixels.shape[dim]
+        at = ((torch.arange(round(size * scale), dtype=torch.float64) + 0.5) / scale - 0.5).clamp(0, size - 1)
+        low = at.floor().long()
+        share = (at - low).view(-1, *[1] * (2 - dim))
+        result = result.index_select(dim, low).lerp(result.index_select(dim, (low + 1).clamp(max=size - 1)), share)
+    return result.round().to(torch.uint8)
+
+
+def computed(scale: float, height: int, width: int, draw: Streams) -> Tensor:
+    """(B, 3, H, W) uint8, crops of pictures that nobody took: noise with a photograph's spectrum, edges of crystals, a photograph's colours.
+
+    Args:
+        scale: of the picture, as if it had been a photograph of full size.
+    """
+    picture = draw.integers("picture", 0, len(LOOKS))
+    waves = torch.fft.rfft2(draw.normal("waves", 2, height, width).double())
+    grain_filter, edge_filter, slow = (part.to(picture.device) for part in _filters(scale, height, width))
+    grain = torch.fft.irfft2(waves[:, 0] * grain_filter[picture], s=(height, width))
+    veins = torch.fft.irfft2(waves[:, 1] * edge_filter, s=(height, width))
+    # Where a field changes its sign are lines as jagged as its spectrum is shallow: |normal| is folded into brightness, with mean 0 and variance 1.
+    edges = (0.421 - (-4 * veins.abs()).exp().neg().add(0.6)) / 0.26
+    between = draw.normal("between").double() * slow[picture].sqrt()
+    depth = (1 - EDGES) ** 0.5 * (grain + between[:, None, None]) + EDGES**0.5 * edges
+    entry = ((depth + 4) * STEPS).clamp(0, 8 * STEPS - 1).long()
+    return _colours().to(picture.device)[picture[:, None, None], entry].permute(0, 3, 1, 2)
