@@ -60,7 +60,7 @@ def _spectral(amplitude: Callable[[Tensor], Tensor], like: Images, draw: Streams
     # Half of the phases are the others, turned about the middle: not the symmetry of a real field, so the real part is taken.
     phases = torch.cat([phases, phases[..., : width // 2].flip(-2, -1)], -1)
     spectrum = torch.polar(amplitude(torch.hypot(rows, columns)).expand_as(phases), phases)
-    noise = torch.fft.ifft2(spectrum.roll((height // 2, width // 2), (-2, -1))).real
+    noise: Tensor = torch.fft.ifft2(spectrum.roll((height // 2, width // 2), (-2, -1))).real
     return noise / noise.std((-2, -1), correction=0, keepdim=True)
 
 
@@ -93,15 +93,15 @@ class PerlinNoise:
 def _lattice(rows: int, columns: int, like: Images, draw: Streams) -> Tensor:
     """(B, 2, rows, columns) gradients of length 1, from a table of 256 in a shuffled order."""
     table = draw.integers("gradients", -LATTICE, LATTICE, LATTICE, 2).to(like)
-    table = table / table.norm(dim=2, keepdim=True).clamp(min=1)  # a gradient of 0 stays 0; the published code divides by it
-    order = draw.uniform("order", LATTICE).argsort(1, stable=True)
+    table = table / table.square().sum(2, keepdim=True).sqrt().clamp(min=1)  # a gradient of 0 stays 0; the published code divides by it
+    order = draw.uniform("order", LATTICE).argsort(stable=True, dim=1)
     down, right = torch.arange(rows, device=like.device), torch.arange(columns, device=like.device)
     at = order.gather(1, ((order[:, down % LATTICE, None] + right) % LATTICE).flatten(1))
     return table.transpose(1, 2).gather(2, at[:, None].expand(-1, 2, -1)).view(-1, 2, rows, columns)
 
 
 def _interpolation(size: int, frequency: float, like: Images) -> tuple[Tensor, Tensor]:
-    """What the lattice's points weigh in each of `size` pixels, and that times how far the pixel is behind the point; (size, points) each."""
+    """What the lattice's points weigh in each of `size` pixels, and that times how far the pixel is behind; (size, points) each."""
     position = torch.arange(size).to(like) * frequency
     behind = position[:, None] - torch.arange(int(position[-1]) + 2).to(like)
     distance = behind.abs().clamp(max=1)

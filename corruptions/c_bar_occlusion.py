@@ -68,8 +68,8 @@ class Lines:
 def _line(like: Images, start: Tensor, end: Tensor) -> Tensor:
     """(B, 1, H, W) the share of each pixel under a line between two pixels: 1 less its distance from the line.
 
-    The published images have the lines of Zingl's algorithm (https://zingl.github.io/bresenham.html). In closed form these are the pixels nearer
-    than 1 to the line, from the start's row or column to the end's, less the corner before the start and the one behind the end.
+    The published lines are those of Zingl's algorithm (https://zingl.github.io/bresenham.html). In closed form: the pixels nearer than
+    1 to the line, from the start's row or column to the end's, less the corner before the start and the one behind the end.
 
     Args:
         start: (B, 2) whole row and column.

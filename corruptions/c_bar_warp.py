@@ -72,8 +72,8 @@ class PinchAndTwirl:
         side = min(height, width)
         cell = side // (5 if side >= 224 else 3)
         down, right = (torch.arange(size).to(x) % cell - cell / 2 for size in (height, width))
-        offset = torch.stack(torch.broadcast_tensors(down[:, None], right))
-        distance = offset.norm(dim=0) / (cell / 2)
+        offset = torch.stack([down[:, None].expand(height, width), right.expand(height, width)])
+        distance = torch.hypot(*offset) / (cell / 2)
         # Pixels past the last whole circle stay, and so does its middle.
         whole = [torch.arange(size, device=x.device) < size // cell * cell for size in (height, width)]
         inside = whole[0][:, None] & whole[1] & (distance <= 1) & (distance > 0)

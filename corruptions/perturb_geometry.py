@@ -32,7 +32,8 @@ class View:
     shear: float = 0.0
 
     def __call__(self, channel: Image.Image) -> Image.Image:
-        return affine(channel, self.angle, [self.right, 0], self.scale, [self.shear, 0.0], InterpolationMode.BILINEAR)
+        turned: Image.Image = affine(channel, self.angle, [self.right, 0], self.scale, [self.shear, 0.0], InterpolationMode.BILINEAR)
+        return turned
 
 
 @perturbation("translate")
@@ -97,7 +98,8 @@ class ZoomBlur:
 
     def __call__(self, picture: Picture, draw: Streams, difficulty: int) -> Tensor:
         zoomed = _views(picture, [View(scale=1 + 0.004 * i) for i in range(31)])
-        total, means = torch.zeros_like(zoomed[0], dtype=torch.float32), []
+        total = torch.zeros_like(zoomed[0], dtype=torch.float32)
+        means: list[Tensor] = []
         # float32, one after the other, as the reference adds: where the mean is a whole number, its rounding errors decide the pixel
         for frame in zoomed.float() / 255:
             total = total + frame
@@ -130,14 +132,15 @@ def _views(picture: Picture, views: list[View]) -> Tensor:
 
 
 def _tilted(angle: float, height: int, width: int) -> np.ndarray:
-    """(3, 3), from pixels of the picture to those of the frame: centred, one pixel back, turned about x and y, seen from the diagonal away."""
+    """(3, 3), from pixels of the picture to the frame's: centred, one pixel back, turned about both axes, seen from the diagonal away."""
     diagonal, c, s = hypot(width, height), cos(angle), sin(angle)
     centred = np.array([[1, 0, -width / 2], [0, 1, -height / 2], [0, 0, 1]])
     about_x = np.array([[1, 0, 0], [0, c, -s], [0, s, c]])
     about_y = np.array([[c, 0, -s], [0, 1, 0], [s, 0, c]])
     away = np.array([[0, 0, 0], [0, 0, 0], [0, 0, diagonal]])  # added to the depth of a point (x, y, 1)
     projected = np.array([[diagonal, 0, width / 2], [0, diagonal, height / 2], [0, 0, 1]])
-    return projected @ (about_x @ about_y @ centred + away)
+    tilted: np.ndarray = projected @ (about_x @ about_y @ centred + away)
+    return tilted
 
 
 def _warped(picture: Picture, matrices: list[np.ndarray]) -> Tensor:

@@ -122,7 +122,23 @@ def evaluate(
         "resize": resize,
         "interpolation": interpolation,
     }
-    asked = [model, recipe, data, limit, attack, eps, norm, target, goal, query_budget, surrogate, eot, votes, precision, seed]
+    asked: list[object] = [
+        model,
+        recipe,
+        data,
+        limit,
+        attack,
+        eps,
+        norm,
+        target,
+        goal,
+        query_budget,
+        surrogate,
+        eot,
+        votes,
+        precision,
+        seed,
+    ]
     asked += [corruption, storage_jpeg, frost_dir] if corruption else []
     done = "+".join(spec.split(":")[0] for spec in [*(corruption or ()), *(attack or ())]) or "clean"
     folder = out or _default_folder(asked, f"{Path(model).name.split(':')[0]}-{done}")

@@ -108,7 +108,8 @@ class CifarC:
 
     def _array(self, file: Path) -> np.ndarray[Any, Any]:
         try:
-            return np.load(file, mmap_mode="r", allow_pickle=False)
+            array: np.ndarray[Any, Any] = np.load(file, mmap_mode="r", allow_pickle=False)
+            return array
         except DAMAGED as error:
             raise DataError(f"{file} is cut off or no array ({error}): get it again from {self.origin}") from error
 
@@ -116,7 +117,7 @@ class CifarC:
 @data("medmnist-c")
 @dataclass(frozen=True)
 class MedMnistC:
-    """One data set of MedMNIST-C, a folder with one .npz file a corruption: `medmnist-c:/path/to/pneumoniamnist,clean=/path/to/pneumoniamnist_224.npz`."""
+    """One data set of MedMNIST-C, a folder with one .npz file a corruption: `medmnist-c:/path/to/pneumoniamnist,clean=/path/to/its.npz`."""
 
     path: str
     clean: str | None = None

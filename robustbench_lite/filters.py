@@ -13,7 +13,7 @@ from torch.nn.functional import interpolate, pad
 
 Border = Literal["nearest", "symmetric"]
 
-NUDGE = 1e-9
+NUDGE = 1e-11
 """Added to what a sum gave before it is truncated to 8 bits. A sum is rounded one way in a large batch and another way in a small one;
 without this, a white area whose weights add up to 1 - 1e-16 would be 254 in one of them."""
 

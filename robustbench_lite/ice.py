@@ -70,14 +70,15 @@ def photographed(folder: str, scale: float, height: int, width: int, draw: Strea
     picture = draw.integers("picture", 0, len(PHOTOGRAPHS))
     room = sizes.to(picture.device)[picture] - torch.tensor([height, width], device=picture.device)
     top, left = (draw.uniform("corner", 2).double() * room).long().unbind(1)
-    rows = top[:, None, None] + torch.arange(height, device=top.device)[:, None]
-    columns = left[:, None, None] + torch.arange(width, device=left.device)
-    return stack.to(picture.device)[picture[:, None, None], rows, columns].permute(0, 3, 1, 2)
+    rows = top[:, None] + torch.arange(height, device=top.device)
+    columns = left[:, None] + torch.arange(width, device=left.device)
+    channels = torch.arange(3, device=picture.device)[:, None, None]
+    return stack.to(picture.device)[picture[:, None, None, None], channels, rows[:, None, :, None], columns[:, None, None]]
 
 
 @lru_cache(maxsize=4)
 def photographs(folder: str, scale: float = 1.0) -> tuple[Tensor, Tensor]:
-    """The photographs as (5, H, W, 3) uint8, filled up with black below and on the right, and their own (5, 2) heights and widths.
+    """The photographs as (5, 3, H, W) uint8, filled up with black below and on the right, and their own (5, 2) heights and widths.
 
     Raises:
         UsageError: one of them is not there or cannot be read.
@@ -87,25 +88,25 @@ def photographs(folder: str, scale: float = 1.0) -> tuple[Tensor, Tensor]:
         path = Path(folder) / name
         try:
             with Image.open(path) as picture:
-                pixels = torch.from_numpy(np.array(picture.convert("RGB")))
+                pixels = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
         except FileNotFoundError:
             raise UsageError(f"frost: there is no {path}; {SOURCE}") from None
         except OSError as error:  # what Pillow raises of files that it cannot read
             raise UsageError(f"frost: {path} cannot be read as a picture ({error}); {SOURCE}") from None
         pictures.append(_resized(pixels, scale))
-    sizes = torch.tensor([picture.shape[:2] for picture in pictures])
-    stack = torch.zeros(len(pictures), *sizes.amax(0).tolist(), 3, dtype=torch.uint8)
+    sizes = torch.tensor([picture.shape[1:] for picture in pictures])
+    stack = torch.zeros(len(pictures), 3, *sizes.amax(0).tolist(), dtype=torch.uint8)
     for canvas, picture in zip(stack, pictures, strict=True):
-        canvas[: picture.shape[0], : picture.shape[1]] = picture
+        canvas[:, : picture.shape[1], : picture.shape[2]] = picture
     return stack, sizes
 
 
 def _resized(pixels: Tensor, scale: float) -> Tensor:
-    """(H, W, 3) uint8, linearly between the nearest four pixels and no others, as OpenCV: a small picture of fine grain has grain of its own."""
+    """(3, H, W) uint8, linearly between the nearest four pixels and no others, as OpenCV: a small picture of fine grain has grain of its own."""
     if scale == 1:
         return pixels
     result = pixels.double()
-    for dim in (0, 1):
+    for dim in (1, 2):
         size = pixels.shape[dim]
         at = ((torch.arange(round(size * scale), dtype=torch.float64) + 0.5) / scale - 0.5).clamp(0, size - 1)
         low = at.floor().long()
@@ -121,13 +122,47 @@ def computed(scale: float, height: int, width: int, draw: Streams) -> Tensor:
         scale: of the picture, as if it had been a photograph of full size.
     """
     picture = draw.integers("picture", 0, len(LOOKS))
+    grains, crystals, slow = (part.to(picture.device) for part in _filters(scale, height, width))
     waves = torch.fft.rfft2(draw.normal("waves", 2, height, width).double())
-    grain_filter, edge_filter, slow = (part.to(picture.device) for part in _filters(scale, height, width))
-    grain = torch.fft.irfft2(waves[:, 0] * grain_filter[picture], s=(height, width))
-    veins = torch.fft.irfft2(waves[:, 1] * edge_filter, s=(height, width))
-    # Where a field changes its sign are lines as jagged as its spectrum is shallow: |normal| is folded into brightness, with mean 0 and variance 1.
-    edges = (0.421 - (-4 * veins.abs()).exp().neg().add(0.6)) / 0.26
-    between = draw.normal("between").double() * slow[picture].sqrt()
-    depth = (1 - EDGES) ** 0.5 * (grain + between[:, None, None]) + EDGES**0.5 * edges
-    entry = ((depth + 4) * STEPS).clamp(0, 8 * STEPS - 1).long()
-    return _colours().to(picture.device)[picture[:, None, None], entry].permute(0, 3, 1, 2)
+    grain = torch.fft.irfft2(waves[:, 0] * grains[picture], s=(height, width))
+    between = (draw.normal("between").double() * slow[picture].sqrt())[:, None, None]
+    # Where a field changes its sign there are lines, as jagged as its spectrum is shallow; 0.189 and 0.25 are their mean and deviation.
+    lines = (torch.fft.irfft2(waves[:, 1] * crystals, s=(height, width)).abs().mul_(-4).exp_() - 0.189) / 0.25
+    depth = (1 - EDGES) ** 0.5 * (grain + between) + EDGES**0.5 * lines
+    entry = ((depth + 4) * STEPS).clamp_(0, 8 * STEPS).long()
+    colours = _colours().to(picture.device)
+    return torch.stack([channel[picture[:, None, None], entry] for channel in colours], 1)
+
+
+@lru_cache(maxsize=4)
+def _filters(scale: float, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Over the half plane of frequencies: of the grain (5, H, W // 2 + 1) and of the edges (H, W // 2 + 1); the variance between crops, (5,).
+
+    The grain's variance and that between crops make one, and so does the edges'.
+    """
+    squared = torch.fft.fftfreq(height, dtype=torch.float64)[:, None] ** 2 + torch.fft.fftfreq(width, dtype=torch.float64) ** 2
+    slopes = torch.tensor([look.slope for look in LOOKS], dtype=torch.float64)
+    power = squared.pow(slopes[:, None, None] / 2) * torch.exp(-4 * (torch.pi * BLUR * scale) ** 2 * squared)
+    power[:, 0, 0] = 0
+    side = max(height, width)
+    slowest, slow, fast = (f ** (slopes + 2) for f in (1 / max(EXTENT * scale, side), 1 / side, 0.5))
+    between = (slow - slowest) / (fast - slowest)
+    power *= (1 - between[:, None, None]) / power.mean((1, 2), keepdim=True)
+    edges = (squared + (SPACING * scale) ** -2) ** -1.75
+    edges /= edges.mean()
+    half = width // 2 + 1
+    return power[:, :, :half].sqrt(), edges[:, :half].sqrt(), between
+
+
+@lru_cache(maxsize=1)
+def _colours() -> Tensor:
+    """(3, 5, 8 * STEPS + 1) uint8: each look's colour at depths of -4 to 4 standard deviations."""
+    depth = np.linspace(-4, 4, 8 * STEPS + 1)
+    ends = (-4.0, *LEVELS, 4.0)
+    tables = []
+    for look in LOOKS:
+        darkest, *_, brightest = look.luma
+        luma = np.interp(depth, ends, (darkest - (look.luma[1] - darkest), *look.luma, brightest + (brightest - look.luma[-2])))
+        tint = np.array(look.colour) / np.dot(look.colour, (0.299, 0.587, 0.114))
+        tables.append((tint[:, None] * luma).round().clip(0, 255))
+    return torch.from_numpy(np.stack(tables, 1).astype(np.uint8))

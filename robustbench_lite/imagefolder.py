@@ -88,7 +88,7 @@ def class_indices(names: list[str], mapping: str | Mapping[str, int] | None, fol
             return usual  # whole, as above
         if len(names) != len(usual):
             raise DataError(
-                f"{folder} holds {len(names)} synsets, of which {len(unknown)} are not among ImageNet's 1000 classes, the first is {unknown[0]}: "
+                f"{folder} holds {len(names)} synsets, of which {len(unknown)} are not among ImageNet's 1000, the first is {unknown[0]}: "
                 "add mapping=FILE, a JSON file with the class index of each"
             )
     return {name: number for number, name in enumerate(names)}

@@ -1,4 +1,4 @@
-"""Published test sets that lie in one folder: ImageNet-A, -R, -Sketch and -V2, the validation set with ReaL labels, stimuli for shape bias."""
+"""Published test sets that lie in one folder: ImageNet-A, -R, -Sketch and -V2, the validation set with ReaL labels, cue conflicts."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def found(path: str, title: str, origin: str, inner: str = "") -> Path:
 
 
 def as_published(preprocess: Preprocess | None) -> Preprocess | None:
-    """For pictures that were cropped before they were published: taken as they are, or brought straight to the model's size, never cropped again."""
+    """For pictures that were cropped before they were published: as they are, or brought straight to the model's size, not cropped again."""
     return None if preprocess is None else replace(preprocess, resize=None)
 
 
@@ -148,7 +148,7 @@ def silhouettes(path: str) -> Folder:
 @data("imagenet-val")
 @dataclass(frozen=True)
 class ImageNetVal:
-    """ImageNet's validation set in folders named by synset, `imagenet-val:/path`; flat or in folders with ReaL labels, `real=timm` or `real=FILE`."""
+    """ImageNet's validation set in folders named by synset, `imagenet-val:/path`; flat or so with ReaL labels, `real=timm` or `real=FILE`."""
 
     path: str
     real: str | None = None

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from .matrix import TransferRow, TransferVerdict, transfer_rows
-from .sequences import SequenceRow, SequenceVerdict, sequence_rows
 from .stats import wilson
 
 if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor
+
+    from .sequences import SequenceRow, SequenceVerdict
 
 Kind = Literal["clean", "attack", "corruption", "sequence", "worst", "certified", "shift"]
 Goal = Literal["first", "closest", "full"]
@@ -274,6 +275,8 @@ class Result:
     @property
     def sequences(self) -> list[SequenceRow]:
         """How often the prediction flips along each perturbation."""
+        from .sequences import sequence_rows
+
         return sequence_rows(self.sequenced)
 
     def write(self) -> Path:

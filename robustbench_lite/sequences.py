@@ -174,7 +174,7 @@ def facts(logits: Tensor, against_first: bool, apart: int) -> tuple[int, int, fl
         raise InvalidEvaluation("the model's logits are NaN on frames of a perturbation sequence: evaluate it in float32")
     if len(logits) <= apart:
         raise InvalidEvaluation(f"a sequence of {len(logits)} frames has no two that are {apart} apart")
-    order = logits.argsort(1, descending=True, stable=True)
+    order = logits.argsort(stable=True, dim=1, descending=True)
     before = order[:1].expand(len(order) - 1, -1) if against_first else order[:-apart]
     after = order[apart:]
     flips = int((before[:, 0] != after[:, 0]).sum())

@@ -74,7 +74,7 @@ DIGITS = ("--model", "digits_cnn", "--limit", "8", "--out", "run")
         (("--attack", "pgd", "--num-classes", "7"), "10 classes, not 7"),
         (("--attack", "pgd", "--device", "tpu"), "unknown device 'tpu'"),
         (("--attack", "pgd", "--device", "cuda:99"), "no device 'cuda:99'"),
-        ((), "--attack requires an argument"),
+        (("--attack",), "--attack requires an argument"),
     ],
 )
 def test_options(inside: Inside, tmp_path: Path, options: tuple[str, ...], words: str) -> None:

@@ -66,10 +66,15 @@ def test_whole_numbers_are_class_indices(tmp_path: Path) -> None:
     assert load_data(f"imagefolder:{folder_of(tmp_path / 'all', ['0', '1', '2'], each=1)}").classes == 3
 
 
-def test_synsets_need_a_mapping_unless_all_are_there(tmp_path: Path) -> None:
+def test_synsets_have_their_usual_indices_unless_a_mapping_says_otherwise(tmp_path: Path) -> None:
     root = folder_of(tmp_path / "imagenette", ["n01440764", "n03394916"], each=1)
-    with pytest.raises(DataError, match=r"holds 2 ImageNet synsets and not all 1000.*mapping=FILE"):
-        load_data(f"imagefolder:{root}")
+    some = load_data(f"imagefolder:{root}")
+    assert (some.labels, some.classes, some.default_eps["linf"]) == ([0, 566], 1000, 4 / 255)
+    strange = folder_of(tmp_path / "strange", ["n01440764", "n99999999"], each=1)
+    with pytest.raises(
+        DataError, match=r"holds 2 synsets, of which 1 are not among ImageNet's 1000, the first is n99999999: add mapping=FILE"
+    ):
+        load_data(f"imagefolder:{strange}")
     for content in ({"n01440764": 0, "n03394916": 566, "n04": 3}, {"0": ["n01440764", "tench"], "566": ["n03394916", "French_horn"]}):
         (tmp_path / "map.json").write_text(json.dumps(content))
         assert load_data(f"imagefolder:{root},mapping={tmp_path / 'map.json'}").labels == [0, 566]

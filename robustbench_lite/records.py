@@ -1,0 +1,89 @@
+"""A run's database, read back into a result."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from . import witnesses
+from .matrix import TransferVerdict
+from .results import VERDICT_FIELDS, Condition, Result, Verdict, Witness, worst_case
+from .sequences import SequenceVerdict
+
+JSON_FIELDS = {"label", "clean_prediction", "prediction", "stages"}  # a class or one 0/1 per finding; a mapping
+TRANSFER_FIELDS = tuple(f.name for f in fields(TransferVerdict))
+SEQUENCE_FIELDS = tuple(f.name for f in fields(SequenceVerdict))
+
+
+def read_result(
+    database: sqlite3.Connection, config: Mapping[str, Any], folder: Path | None, kept: Mapping[tuple[str, str], Witness]
+) -> Result:
+    """What a run's database holds so far, with the worst case per norm and eps.
+
+    Args:
+        config: what `run.json` holds.
+        folder: of the run, where its witnesses are; None where `kept` has them.
+    """
+    columns = ", ".join(f'v."{name}"' for name in VERDICT_FIELDS)
+    sql = f"SELECT {columns} FROM verdicts v LEFT JOIN samples s USING (sample_id) ORDER BY s.position"
+    by_condition: dict[str, list[Verdict]] = {}
+    for row in database.execute(sql):
+        verdict = _verdict(row)
+        by_condition.setdefault(verdict.condition, []).append(verdict)
+    planned = [Condition(**c) for c in config["conditions"]]
+    conditions = [c for c in planned if c.name in by_condition]
+    verdicts = [v for c in conditions for v in by_condition[c.name]]
+    worst_conditions, worst_verdicts = worst_case(planned, verdicts)
+    if not any(session.get("complete") for session in config["sessions"]):
+        frames = dict(database.execute("SELECT condition, count(*) FROM sequenced GROUP BY condition"))
+        counts = ", ".join(f"{c.name} {len(by_condition.get(c.name, ())) or frames.get(c.name, 0)}" for c in planned)
+        config = {**config, "notes": [*config["notes"], f"UNFINISHED: verdicts so far for {counts}"]}
+    hashes = {(v.condition, v.sample_id): v.witness for v in verdicts if v.witness}
+
+    def witness(condition: str, sample_id: str) -> Witness | None:
+        expected = hashes.get((condition, sample_id))
+        if folder is None or expected is None:
+            return kept.get((condition, sample_id))
+        return witnesses.read(folder / "witnesses" / witnesses.file_name(condition, sample_id), expected)
+
+    seconds = dict(database.execute("SELECT condition, spent FROM seconds"))
+    for c in worst_conditions:
+        seconds[c.name] = sum(seconds.get(o.name, 0.0) for o in conditions if o.kind == "attack" and (o.norm, o.eps) == (c.norm, c.eps))
+    transferred = [_transferred(row) for row in database.execute(f"SELECT {', '.join(TRANSFER_FIELDS)} FROM transferred")]
+    order = [c.name for c in planned], [config["model"]["name"], *config.get("surrogates", [])]
+    transferred.sort(key=lambda v: (order[0].index(v.condition), order[1].index(v.target)))
+    sequenced = [_sequenced(row) for row in database.execute(f"SELECT {', '.join(SEQUENCE_FIELDS)} FROM sequenced")]
+    sequenced.sort(key=lambda v: order[0].index(v.condition))
+    return Result(
+        config,
+        [*conditions, *worst_conditions],
+        [*verdicts, *worst_verdicts],
+        seconds,
+        witness,
+        folder,
+        transferred,
+        sequenced,
+        dict(database.execute("SELECT condition, picture FROM shown")),
+    )
+
+
+def _sequenced(row: Sequence[Any]) -> SequenceVerdict:
+    values = dict(zip(SEQUENCE_FIELDS, row, strict=True))
+    return SequenceVerdict(**values | {"predictions": json.loads(values["predictions"])})
+
+
+def _transferred(row: Sequence[Any]) -> TransferVerdict:
+    values = dict(zip(TRANSFER_FIELDS, row, strict=True))
+    return TransferVerdict(**values | {name: bool(values[name]) for name in ("white_box", "wrong", "broken", "broken_8bit")})
+
+
+def _verdict(row: Iterable[Any]) -> Verdict:
+    values = dict(zip(VERDICT_FIELDS, row, strict=True))
+    values |= {name: json.loads(values[name]) for name in JSON_FIELDS}
+    if values["broken"] is not None:
+        values["broken"] = bool(values["broken"])
+    return Verdict(**values)
