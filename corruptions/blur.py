@@ -37,8 +37,8 @@ class GaussianBlur:
 class DefocusBlur:
     """Blur by a disk with soft edges; the parameters are its radius and the sigma of its edge, in pixels.
 
-    The reference smooths the edge with 3 taps (5 where the radius is above 8) whatever its sigma, and keeps the disk in float32, whose rounding
-    decides where a sum is a whole level: both are kept.
+    As in the reference, the edge is smoothed with 3 taps (5 where the radius is above 8) whatever its sigma, and the disk is rounded to
+    float32, which decides about sums that would be a whole level.
     """
 
     settings = {
@@ -58,7 +58,8 @@ class DefocusBlur:
         size = around.shape[2:]
         # A correlation is a product of spectra. What wraps around the border falls outside of the part that is kept.
         spectrum = torch.fft.rfft2(around) * torch.fft.rfft2(kernel, s=size).conj()
-        return torch.fft.irfft2(spectrum, s=size)[:, :, : x.shape[2], : x.shape[3]] + NUDGE
+        blurred: Tensor = torch.fft.irfft2(spectrum, s=size)
+        return blurred[:, :, : x.shape[2], : x.shape[3]] + NUDGE
 
 
 def _disk(radius: float, edge: float) -> Tensor:

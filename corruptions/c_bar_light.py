@@ -30,9 +30,10 @@ class Sparkles:
         centres = draw.uniform("centres", SPARKLES, 2).to(x) * x.new_tensor([height, width])
         rays = draw.integers("rays", FEWEST_RAYS, MOST_RAYS + 1, SPARKLES)
         lengths = (radius + 0.25 * radius * draw.normal("lengths", SPARKLES, MOST_RAYS).to(x)).clamp(min=1)
+        left = torch.ones_like(x[:, :1])
         for number in range(SPARKLES):
-            x = x + _star(x, centres[:, number], rays[:, number], lengths[:, number], 1.0) * (1 - x)
-        return x
+            left = left * (1 - _star(x, centres[:, number], rays[:, number], lengths[:, number], 1.0))
+        return x + (1 - left) * (1 - x)
 
 
 @corruption("inverse_sparkles")

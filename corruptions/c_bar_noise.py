@@ -53,15 +53,14 @@ def _spectral(amplitude: Callable[[Tensor], Tensor], like: Images, draw: Streams
         amplitude: of frequencies in waves per shorter side.
     """
     _, channels, height, width = like.shape
-    side = min(height, width)
-    rows = (torch.arange(height).to(like)[:, None] / height - 0.5) * side
-    columns = (torch.arange(width).to(like) / width - 0.5) * side
+    rows, columns = (torch.fft.fftfreq(size).to(like) * min(height, width) for size in (height, width))
     phases = draw.uniform("phases", channels, height, (width + 1) // 2, high=2 * math.pi).to(like)
     # Half of the phases are the others, turned about the middle: not the symmetry of a real field, so the real part is taken.
-    phases = torch.cat([phases, phases[..., : width // 2].flip(-2, -1)], -1)
-    spectrum = torch.polar(amplitude(torch.hypot(rows, columns)).expand_as(phases), phases)
-    noise: Tensor = torch.fft.ifft2(spectrum.roll((height // 2, width // 2), (-2, -1))).real
-    return noise / noise.std((-2, -1), correction=0, keepdim=True)
+    phases = torch.cat([phases, phases[..., : width // 2].flip(-2, -1)], -1).roll((height // 2, width // 2), (-2, -1))
+    amplitudes = amplitude(torch.hypot(rows[:, None], columns))
+    noise: Tensor = torch.fft.ifft2(torch.complex(amplitudes * phases.cos(), amplitudes * phases.sin())).real
+    # Divided by the deviation from its mean, and keeps its mean: that of brownish noise is large. (std() is many times slower.)
+    return noise / (noise - noise.mean((-2, -1), keepdim=True)).square().mean((-2, -1), keepdim=True).sqrt()
 
 
 @corruption("perlin_noise")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from robustbench_lite.classifier import Images
 from robustbench_lite.registry import corruption
@@ -58,30 +59,39 @@ class Lines:
         angles = angle + 2 * math.pi * variation * (turn - 0.5)
         middles = torch.stack([right * height, down * width], 1)  # the published x is the row
         reach = side * torch.stack([angles.cos(), angles.sin()], 1)
-        levels = (x * 255).round()
+        levels = pad((x * 255).round().flatten(2), (0, 1))  # and a place for what lies outside
         for start, end in zip((middles - reach).trunc().unbind(2), (middles + reach).trunc().unbind(2), strict=True):
-            covered = _line(x, start, end)
-            levels = ((1 - covered) * levels + covered * 128).trunc()  # to 8 bits after every line
-        return levels.to(torch.uint8)
+            at, covered = _line(height, width, start, end)
+            at = at[:, None].expand(-1, x.shape[1], -1)
+            drawn = (1 - covered[:, None]) * levels.gather(2, at) + covered[:, None] * 128
+            levels.scatter_(2, at, drawn.trunc())  # to 8 bits after every line
+        return levels[..., :-1].reshape_as(x).to(torch.uint8)
 
 
-def _line(like: Images, start: Tensor, end: Tensor) -> Tensor:
-    """(B, 1, H, W) the share of each pixel under a line between two pixels: 1 less its distance from the line.
+def _line(height: int, width: int, start: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
+    """Where in flattened images the pixels of a line are, height * width for those outside, and their share under it, (B, N) each.
 
     The published lines are those of Zingl's algorithm (https://zingl.github.io/bresenham.html). In closed form: the pixels nearer than
-    1 to the line, from the start's row or column to the end's, less the corner before the start and the one behind the end.
+    1 to the line, from the start's row or column to the end's, less the corner before the start and the one behind the end, are
+    covered to 1 less their distance.
 
     Args:
         start: (B, 2) whole row and column.
-        end: (B, 2).
+        end: (B, 2), another pixel.
     """
-    direction = (end - start).sign()[:, :, None, None]
-    rows, columns = (end - start).abs()[:, :, None, None].unbind(1)
-    down = (torch.arange(like.shape[2]).to(like)[:, None] - start[:, :1, None]) * direction[:, 0]
-    right = (torch.arange(like.shape[3]).to(like) - start[:, 1:, None]) * direction[:, 1]
-    steep = rows > columns
-    beside = torch.where(steep, right * rows - down * columns, down * columns - right * rows)
-    along, length = torch.where(steep, down, right), torch.maximum(rows, columns)
-    within = (along >= 0) & (along <= length) & ~((along == 0) & (beside < 0)) & ~((along == length) & (beside > 0))
-    distance = beside.abs() / torch.hypot(rows, columns).clamp(min=1)
-    return ((1 - distance).clamp(min=0) * within)[:, None]
+    steep = (end - start).abs().diff(dim=1) < 0
+    (begin, side), (finish, other) = (torch.where(steep, point, point.flip(1)).chunk(2, 1) for point in (start, end))
+    length, rise = (finish - begin).abs(), (other - side).abs()
+    places = torch.arange(max(height, width)).to(start)  # rows of a steep line, columns of another
+    walked = (places - begin) * torch.where(finish > begin, 1, -1)
+    risen = (walked * rise / length).floor()[:, :, None] + torch.arange(-1, 3).to(start)
+    beside = risen * length[:, :, None] - (walked * rise)[:, :, None]
+    after, before = (walked[:, :, None] - end for end in (0, length[:, :, None]))
+    within = (after >= 0) & (before <= 0) & ~((after == 0) & (beside < 0)) & ~((before == 0) & (beside > 0))
+    covered = (1 - beside.abs() / torch.hypot(length, rise)[:, :, None]).clamp(min=0) * within
+    across = side[:, :, None] + risen * torch.where(other > side, 1, -1)[:, :, None]
+    along = places[:, None].expand_as(across)
+    row, column = torch.where(steep[:, :, None], along, across), torch.where(steep[:, :, None], across, along)
+    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    at = torch.where(inside, row * width + column, height * width).long()
+    return at.flatten(1), (covered * inside).flatten(1)

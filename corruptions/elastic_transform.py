@@ -28,8 +28,8 @@ def _times(side: int, shares: tuple[Lengths, ...]) -> tuple[Lengths, ...]:
 class ElasticTransform:
     """Move three points of the image a little, the rest of it along with them, and then every pixel by a smooth random field.
 
-    The published data were made with OpenCV 3 and 4, which round the coordinates of the first step to 1/32 pixel; OpenCV 5 does not. The 244 in the
-    parameters for 224 pixels is a slip of the paper's code, as is a (row, column) centre for points that are (column, row).
+    The published data were made with OpenCV 3 and 4, which round the coordinates of the first step to 1/32 pixel; OpenCV 5 does not. Kept
+    as published: the 244 in the parameters for 224 pixels, and a centre (row, column) of points that are (column, row).
 
     A setting is `Lengths`, in pixels.
 

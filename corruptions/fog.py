@@ -15,7 +15,8 @@ from robustbench_lite.streams import Streams
 class Fog:
     """Lay a plasma cloud over the image and darken the sum until the brightest value there can be is what it was.
 
-    The cloud is the upper left corner of one on a torus of the next power of two, so that at 32 and 64 pixels it is the same at opposite sides.
+    The cloud is the upper left corner of one on a torus of the next power of two, so that at 32 and 64 pixels opposite
+    sides of it match.
 
     A setting is (weight of the cloud in image units, decay of its roughness from scale to scale).
     """

@@ -18,9 +18,10 @@ Frosting = tuple[float, float, float]
 class Frost:
     """Add a piece of a picture of ice on glass to the image.
 
-    The benchmark's five photographs come from unknown places and are not in this package. Without them pictures are computed that have their
-    colours, percentiles and spectra: not the benchmark, and named `frost(procedural)`. As published, the sixth photograph is never used, the second and
-    the third are the same, and small pictures are cut from photographs that were made small without smoothing.
+    The benchmark's five photographs come from unknown places and are not in this package. Without them pictures are computed that have
+    their colours, percentiles and spectra: not the benchmark, and therefore named `frost(procedural)`. As published, the sixth photograph
+    is never used, the second and the third are the same, and small pictures are cut from photographs that were made small without
+    smoothing.
 
     A setting is a `Frosting`.
 

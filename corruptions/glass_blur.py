@@ -17,8 +17,8 @@ from robustbench_lite.streams import Streams
 class GlassBlur:
     """Blur, shuffle pixels locally, blur again; the parameters are sigma and the reach of the shuffle, in pixels, and how often it is done.
 
-    The reference means to swap two pixels and copies one of them over the other, since its rows are views: the copy is kept. It goes from the
-    last pixel to the first and so may read what it has just written; the chains of copies are resolved here for all pixels at once.
+    The reference means to swap two pixels and copies one over the other, since its rows are views: the copy is kept. It goes from the last
+    pixel to the first and so may read what it has just written; the chains of copies are resolved here for all pixels at once.
     """
 
     settings = {
@@ -35,32 +35,28 @@ class GlassBlur:
     def __call__(self, x: Images, setting: tuple[float, int, int], draw: Streams) -> Tensor:
         sigma, reach, times = setting
         height, width = x.shape[2:]
-        moves = draw.integers("moves", -reach, reach, times, height - 2 * reach, width - 2 * reach, 2)
+        # One number for both offsets, right and down, each in -reach..reach - 1: half the draws, which are a third of the time.
+        moves = draw.integers("moves", 0, (2 * reach) ** 2, times, height - 2 * reach, width - 2 * reach)
         shuffled = levels(gaussian(x, sigma) + NUDGE).flatten(2).flip(2)
-        for right, down in (round_.unbind(-1) for round_ in moves.unbind(1)):
-            source = _sources(right, down, reach, height, width)
+        for move in moves.unbind(1):
+            source = _sources(move // (2 * reach) - reach, move % (2 * reach) - reach, reach, height, width)
             shuffled = shuffled.gather(2, source[:, None].expand(-1, x.shape[1], -1))
         return gaussian(shuffled.flip(2).view_as(x).to(x.dtype) / 255, sigma) + NUDGE
 
 
 def _sources(right: Tensor, down: Tensor, reach: int, height: int, width: int) -> Tensor:
-    """(B, H * W): from which pixel each takes its value, both counted from the last pixel back, which is the order in which they are written.
+    """(B, H * W): from which pixel each takes its value, both counted from the last pixel back, as they are written.
 
-    A pixel that takes from one which was written before it takes what that one took; otherwise it takes what was there. The first is a pointer into
-    the left half of a table, to be followed on, the second into the right half, where pointers end. Following all of them twice as far each time
-    needs as many rounds as the logarithm of the longest chain.
+    A pixel that reads one which was written before takes what that one took; otherwise it takes what was there. All of these chains are
+    followed twice as far each round, so that the rounds are the logarithm of the longest.
     """
-    size = height * width
-    own = torch.arange(size, device=right.device)
-    taken = own.expand(len(right), -1).clone().view(-1, height, width)
-    inside = (slice(None), slice(reach - 1, height - reach - 1), slice(reach - 1, width - reach - 1))
-    taken[inside] -= down * width + right
-    taken = taken.flatten(1)
+    own = torch.arange(height * width, device=right.device)
+    inside = (slice(reach - 1, height - reach - 1), slice(reach - 1, width - reach - 1))
+    read = own.repeat(len(right), 1)
+    read.view(-1, height, width)[:, *inside] -= down * width + right
     written = torch.zeros(height, width, dtype=torch.bool, device=right.device)
-    written[inside[1:]] = True
-    follow = (taken < own) & written.flatten()[taken]
-    pointer = taken + size * ~follow
-    ends = own.expand_as(pointer) + size
-    while (pointer < size).any():
-        pointer = torch.cat([pointer, ends], 1).gather(1, pointer)
-    return pointer - size
+    written[inside] = True
+    first = torch.where((read < own) & written.flatten()[read], read, own)
+    while not torch.equal(further := first.gather(1, first), first):
+        first = further
+    return read.gather(1, first)

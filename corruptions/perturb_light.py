@@ -23,7 +23,7 @@ class Brightness:
 
     def __call__(self, picture: Picture, draw: Streams, difficulty: int) -> Tensor:
         percent = 2 if is_large(picture) else 1.5
-        added = torch.tensor([i * percent / 100 for i in range(-15, 16)]).to(picture)
+        added = torch.tensor([i * percent / 100 for i in range(-15, 16)], dtype=picture.dtype, device=picture.device)
         hue, saturation, value = to_hsv(picture[None])
         lit = (value + added.view(-1, 1, 1)).clamp(0, 1)
         return to_rgb(hue.expand_as(lit), saturation.expand_as(lit), lit)

@@ -12,8 +12,17 @@ from robustbench_lite.streams import Streams
 
 
 class Snowfall(NamedTuple):
-    """How it snows: mean and standard deviation of the noise that flakes come from; how many times they are enlarged; the noise below which
-    there is none; radius and standard deviation of their motion in pixels; the share of the image that is not whitened."""
+    """How it snows.
+
+    Args:
+        mean: of the noise that flakes come from.
+        deviation: its standard deviation.
+        zoom: how many times the flakes are enlarged.
+        threshold: the noise below which there is no flake.
+        radius: of the flakes' motion, in pixels.
+        sigma: standard deviation of that motion, in pixels.
+        kept: the share of the image that is not whitened.
+    """
 
     mean: float
     deviation: float
@@ -27,7 +36,8 @@ class Snowfall(NamedTuple):
 @corruption("snow")
 @dataclass(frozen=True)
 class Snow:
-    """Let noise above a threshold fall as flakes over an image that is whitened where it is dark, once as it is and once turned by 180 degrees.
+    """Let noise above a threshold fall as flakes over an image that is whitened where it is dark: once as they are and once
+    turned by 180 degrees.
 
     A setting is a `Snowfall`.
     """
@@ -68,7 +78,7 @@ class Snow:
         flakes = (flakes.where(flakes >= setting.threshold, 0).clamp(0, 1) * 255).floor() / 255
         angle = draw.uniform("angle", low=-135, high=-45)
         flakes = motion_blur(flakes, setting.radius, setting.sigma, angle).to(x.dtype) / 255
-        red, green, blue = x.split(1, 1)
-        grey = 0.299 * red + 0.587 * green + 0.114 * blue
+        red, green, blue = x.unbind(1)
+        grey = (0.299 * red + 0.587 * green + 0.114 * blue)[:, None]
         whitened = x.maximum(grey * 1.5 + 0.5).mul_(1 - setting.kept).add_(x, alpha=setting.kept)
         return whitened.add_(flakes + flakes.flip(2, 3) + NUDGE)

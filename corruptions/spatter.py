@@ -23,8 +23,16 @@ LIGHT = ((-2, -1, 0), (-1, 1, 1), (0, 1, 2))
 
 
 class Splash(NamedTuple):
-    """How it spatters: mean and standard deviation of the noise that drops come from; standard deviation of its blur in pixels; the noise below
-    which there is none; of water the opacity, of mud the standard deviation in pixels of the drops' rims; whether it is mud."""
+    """How it spatters.
+
+    Args:
+        mean: of the noise that drops come from.
+        deviation: its standard deviation.
+        sigma: standard deviation of its blur, in pixels.
+        threshold: the noise below which there is no drop.
+        strength: the opacity of water; of mud the standard deviation of the drops' rims, in pixels.
+        mud: whether it is mud.
+    """
 
     mean: float
     deviation: float
@@ -37,7 +45,9 @@ class Splash(NamedTuple):
 @corruption("spatter")
 @dataclass(frozen=True)
 class Spatter:
-    """Splash water (severities 1 to 3) or mud (4 and 5) over the image: blurred noise above a threshold. Water brightens, with light and shade at the rims of drops.
+    """Splash water (severities 1 to 3) or mud (4 and 5) over the image, where blurred noise lies above a threshold.
+
+    Water brightens, with light and shade at the rims of its drops.
 
     A setting is a `Splash`.
     """
@@ -85,10 +95,15 @@ class Spatter:
             cover = gaussian((liquid > setting.threshold).to(x.dtype), setting.strength)[:, None]
             cover = cover.where(cover >= 0.8, 0)
             return x * (1 - cover) + cover * _colour(MUD, x) + NUDGE
-        drops = (liquid.where(liquid >= setting.threshold, 0).clamp(0, 1) * 255).int()
-        thickness = (drops * _relief(drops)).to(x.dtype)
-        thickest = thickness.amax((1, 2), keepdim=True).clamp(min=1)  # where there is no water, the reference divides by zero
-        return x + (thickness / thickest * setting.strength)[:, None] * _colour(WATER, x) + NUDGE
+        return x + water(liquid.where(liquid >= setting.threshold, 0), setting.strength) + NUDGE
+
+
+def water(liquid: Tensor, opacity: float) -> Tensor:
+    """(B, 3, H, W): the light that drops add to an image, as thick as `liquid` (B, H, W), which is 0 where there is none."""
+    drops = (liquid.clamp(0, 1) * 255).int()
+    thickness = (drops * _relief(drops)).to(liquid.dtype)
+    thickest = thickness.amax((1, 2), keepdim=True).clamp(min=1)  # where there is no water, the reference divides by zero
+    return (thickness / thickest * opacity)[:, None] * _colour(WATER, liquid)
 
 
 def _relief(drops: Tensor) -> Tensor:
@@ -113,13 +128,15 @@ def _nine(x: Tensor, weights: tuple[tuple[int, int, int], ...]) -> Tensor:
 
 def _equalised(levels: Tensor) -> Tensor:
     """(B, H, W) of 0..REACH, spread over 0..255 by rank as OpenCV does; an image of one level stays as it is."""
-    size = levels[0].numel()
-    counts = torch.stack([(levels <= level).sum((1, 2)) for level in range(REACH + 1)], 1)
-    lowest = (counts + (size + 1) * (counts == 0)).amin(1, keepdim=True)
+    batch, size = len(levels), levels[0].numel()
+    entries = levels.flatten(1).long()
+    bins = entries + (REACH + 1) * torch.arange(batch, device=levels.device)[:, None]
+    counts = bins.flatten().bincount(minlength=batch * (REACH + 1)).view(batch, -1).cumsum(1)
+    lowest = counts.where(counts > 0, size).amin(1, keepdim=True)
     scale = 255 / (size - lowest).clamp(min=1).float()
     table = ((counts - lowest).clamp(min=0) * scale).round().to(levels.dtype)
     table = torch.where(lowest == size, torch.arange(REACH + 1, device=levels.device, dtype=levels.dtype), table)
-    return table.gather(1, levels.flatten(1).long()).view_as(levels)
+    return table.gather(1, entries).view_as(levels)
 
 
 def _colour(levels: tuple[int, int, int], like: Tensor) -> Tensor:

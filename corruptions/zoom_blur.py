@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from robustbench_lite.classifier import Images
@@ -18,7 +19,7 @@ LARGE = ((12, 0.01), (16, 0.01), (11, 0.02), (13, 0.02), (11, 0.03))
 class ZoomBlur:
     """Average the image with enlargements of itself; the parameters are how many (the first is by 1) and by how much the factor grows.
 
-    The reference writes these as ranges of floats, some of which end one step further than one would read them; the numbers here are what they hold.
+    The reference writes these as ranges of floats, some of which end a step later than one would read them; here is what they hold.
     """
 
     settings = {224: LARGE, 32: SMALL, 64: SMALL, 299: LARGE}
@@ -27,7 +28,12 @@ class ZoomBlur:
         count, step = setting
         # As numpy's arange counts: the step is a difference of rounded numbers. At 32 pixels its last bit decides how large a crop is.
         factors = [1 + index * ((1 + step) - 1) for index in range(count)]
-        total = x.clone()
-        for factor in factors:
-            total += clipped_zoom(x, factor)
-        return total / (count + 1) + NUDGE
+        # An image at a time: it stays in the cache, which halves the time on a CPU.
+        return torch.cat([_sum(image, factors) for image in x.split(1)]) / (count + 1) + NUDGE
+
+
+def _sum(image: Tensor, factors: list[float]) -> Tensor:
+    total = image.clone()
+    for factor in factors:
+        total += clipped_zoom(image, factor)
+    return total

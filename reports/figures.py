@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from robustbench_lite.baselines import PUBLISHED
+from robustbench_lite.calibration import answers, reliability
+from robustbench_lite.corruption_metrics import Figure as Score
 from robustbench_lite.results import Result, Verdict, eps_text
+from robustbench_lite.shape_bias import PUBLISHED as SHAPE_PUBLISHED
 
+from .shapes import ShapeRow
 from .table import Row
 
 if TYPE_CHECKING:
@@ -20,6 +25,7 @@ if TYPE_CHECKING:
 INK = "#010203"  # replaced by currentColor, so that the page's dark mode reaches the charts
 COLOURS = ("#2f7fc1", "#d9622b", "#1f9d78", "#b0609f", "#c8930a", "#7a6fd0")
 MARKERS = ("o", "s", "^", "D", "v")
+SEVERITY_COLOURS = ("#3b8ec2", "#2fa08f", "#8aa53a", "#d99a2b", "#d9622b")
 WIDTH = 5.6  # inches; 403 points, so that letters stay legible on a telephone
 MANY_PASSES = 200  # above, a linear axis would squash the cheap attacks
 
@@ -72,6 +78,83 @@ def queries(result: Result) -> Chart | None:
         svg = _svg(figure, "queries")
     note = "Broken images: line from least to most, bar over the middle half, tick at the median. Survivors: hollow diamond at the mean."
     return Chart("Passes per attacked image", note, svg)
+
+
+def calibration_curves(pools: Mapping[str, Sequence[Verdict]]) -> Chart | None:
+    """Accuracy against confidence in bins, on clean images and at each severity; None where no confidences are known."""
+    found = {name: reliability(*answers(verdicts)) for name, verdicts in pools.items() if answers(verdicts)[0]}
+    if not found:
+        return None
+    with _drawing(WIDTH, 4.6) as (figure, axes):
+        axes.plot([0, 100], [0, 100], color=INK, linewidth=0.8, alpha=0.4, linestyle=(0, (3, 3)))
+        for name, bins in found.items():
+            number = 0 if name == "clean" else int(name[-1]) - 1
+            colour, marker = (INK, "x") if name == "clean" else (SEVERITY_COLOURS[number], MARKERS[number])
+            xs, ys = [100 * b.confidence for b in bins], [100 * b.accuracy for b in bins]
+            axes.plot(xs, ys, color=colour, linewidth=1.2, alpha=0.8, label=name)
+            most = max(b.n for b in bins)
+            axes.scatter(xs, ys, s=[8 + 40 * b.n / most for b in bins], color=colour, marker=marker, linewidths=1.2)
+        axes.set(xlim=(-2, 102), ylim=(-4, 104), xlabel="confidence, %", ylabel="accuracy, %")
+        axes.grid(color=INK, alpha=0.1, linewidth=0.6)
+        _legend(figure, axes)
+        svg = _svg(figure, "calibration")
+    note = "15 bins of confidence; the larger a point, the more of the images. Below the dashed line the model is surer than it is right."
+    return Chart("Accuracy against confidence", note, svg)
+
+
+def published_scores(score: Score, model: str) -> Chart:
+    """The mCE of the run beside those of published models."""
+    estimate = score.estimate
+    entries = sorted([*((p.name, p.mce, p.images) for p in PUBLISHED), (model, estimate.value, 0)], key=lambda entry: -entry[1])
+    with _drawing(WIDTH, 0.7 + 0.36 * len(entries)) as (figure, axes):
+        for place, (name, mce, images) in enumerate(entries):
+            own = images == 0
+            axes.text(0, place - 0.2, name, fontsize=9, weight="bold" if own else "normal", va="bottom")
+            axes.barh(place, mce, height=0.3, color=COLOURS[1] if own else COLOURS[0], alpha=0.9 if own else 0.45)
+            end = mce if not own or estimate.high is None else max(mce, estimate.high)
+            axes.text(
+                end + 1, place, f"{mce:.1f}{'*' if images == 50000 else ''}", fontsize=9, va="center", weight="bold" if own else "normal"
+            )
+            if own and estimate.low is not None and estimate.high is not None:
+                axes.hlines(place, estimate.low, estimate.high, color=INK, linewidth=1.4)
+        axes.set_ylim(len(entries) - 0.6, -0.9)
+        axes.set_xlim(0, 1.12 * max(100.0, estimate.high or estimate.value))
+        axes.set_yticks([])
+        axes.spines["left"].set_visible(False)
+        axes.set_xlabel("mCE, lower is better (AlexNet: 100)")
+        svg = _svg(figure, "mce")
+    note = "In orange this run, with its 95 % interval. Published: on 5,000 images (RobustBench's data), with * on 50,000."
+    return Chart("mCE beside published models", note, svg)
+
+
+def shape_biases(rows: Sequence[ShapeRow]) -> Chart:
+    """Shape bias per category, beside the figures over all images that were published for people and networks."""
+    categories = [row for row in rows if row.category != "all" and row.bias is not None]
+    whole = rows[0]
+    with _drawing(WIDTH, 1.2 + 0.3 * (len(categories) + len(SHAPE_PUBLISHED) + 2)) as (figure, axes):
+        labels = []
+        for place, row in enumerate(categories):
+            axes.hlines(place, 100 * row.ci_low, 100 * row.ci_high, color=COLOURS[1], linewidth=1.4)
+            axes.plot([100 * (row.bias or 0)], [place], marker="o", color=COLOURS[1], markersize=6, linestyle="")
+            labels.append((place, row.category))
+        below = len(categories) + 0.6
+        if whole.bias is not None:
+            axes.hlines(below, 100 * whole.ci_low, 100 * whole.ci_high, color=INK, linewidth=1.6)
+            axes.plot([100 * whole.bias], [below], marker="D", color=INK, markersize=7, linestyle="")
+        labels.append((below, "this model, all"))
+        for offset, known in enumerate(sorted(SHAPE_PUBLISHED, key=lambda p: -p.bias), 1):
+            human = known.name == "humans"
+            marker, colour = ("^", COLOURS[2]) if human else ("s", COLOURS[0])
+            axes.plot([100 * known.bias], [below + offset], marker=marker, color=colour, markersize=7 if human else 5, linestyle="")
+            labels.append((below + offset, known.name))
+        axes.set_yticks([at for at, _ in labels], [text for _, text in labels], fontsize=9)
+        axes.set_ylim(below + len(SHAPE_PUBLISHED) + 0.7, -0.7)
+        axes.set(xlim=(-2, 102), xlabel="shape bias, %")
+        axes.axhline(len(categories) - 0.2, color=INK, alpha=0.25, linewidth=0.8)
+        axes.grid(axis="x", color=INK, alpha=0.12, linewidth=0.6)
+        svg = _svg(figure, "shapes")
+    note = "0: by texture alone, 100: by shape alone. Above the line: this model by the category of the shape, with 95 % intervals. Below: all images, and published figures."
+    return Chart("Shape bias", note, svg)
 
 
 def _accuracy_curve(norm: str, series: dict[str, list[Row]], clean: list[Row], ids: str) -> Chart:

@@ -47,7 +47,8 @@ def exhibits(result: Result) -> list[Exhibit]:
     clean = {v.sample_id: v for v in result.verdicts if v.condition in {c.name for c in result.conditions if c.kind == "clean"}}
     places = {c.name: place for place, c in enumerate(result.conditions)}
     chosen = sorted(_choose(result), key=lambda pair: places[pair[0].condition])
-    side = min(LONGEST_SIDE, isqrt(PIXELS // max(len(chosen), 1)))
+    pixels = PIXELS // 2 if result.shown else PIXELS  # the sheet of corruptions needs the other half
+    side = min(LONGEST_SIDE, isqrt(pixels // max(len(chosen), 1)))
     return [_exhibit(v, witness, clean.get(v.sample_id), names, side) for v, witness in chosen]
 
 

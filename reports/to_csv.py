@@ -1,4 +1,4 @@
-"""`table.csv`, one row per condition, `samples.csv`, one per verdict, and where there are any `cascade.csv` and `transfer.csv`.
+"""`table.csv`, one row per condition, `samples.csv`, one per verdict, and a file for everything else that a run has rows of.
 
 docs/results.md lists their columns.
 """
@@ -13,10 +13,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from robustbench_lite.calibration import calibration_rows
+from robustbench_lite.corruption_metrics import corruption_rows
 from robustbench_lite.registry import report
 from robustbench_lite.results import Result
 
 from .files import write
+from .shapes import shape_rows
 
 
 @report("csv")
@@ -34,6 +37,10 @@ def csv(result: Result) -> list[Path]:
         "samples.csv": _lines(result.verdicts),
         "cascade.csv": _lines(result.cascade),
         "transfer.csv": _lines(result.transfer),
+        "corruptions.csv": _lines(corruption_rows(result)),
+        "calibration.csv": _lines(calibration_rows(result)),
+        "sequences.csv": _lines(result.sequences),
+        "shape_bias.csv": _lines(shape_rows(result)),
     }
     return [write(result, name, text) for name, text in files.items() if text]
 

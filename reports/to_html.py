@@ -6,16 +6,22 @@ import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from robustbench_lite.corruption_metrics import corruptions
 from robustbench_lite.registry import report
 from robustbench_lite.results import Result
 from robustbench_lite.stats import wilson
 
-from .figures import accuracy_curves, queries
+from .corruption import by_severity, calibration, heat, sheet, tabled
+from .figures import accuracy_curves, calibration_curves, published_scores, queries, shape_biases
 from .files import write
 from .gallery import LONGEST_SIDE, exhibits
+from .shapes import shape_rows
 from .table import FEW_IMAGES, Row, amount, percent, rows
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 LONGEST_LIST = 24
 """Lists with more entries (a thousand class names) are counted, not printed."""
@@ -38,13 +44,18 @@ def page(result: Result) -> str:
 
     shown = rows(result)
     chart = queries(result)
+    corrupted, pools, shapes = corruptions(result), by_severity(result), shape_rows(result)
+    mce = next((figure for figure in corrupted.figures if figure.name == "mCE"), None) if corrupted.comparable else None
+    picture, strips = sheet(result)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"amount": amount, "percent": percent}
+    environment.filters |= {"amount": amount, "percent": percent, "breakable": _breakable}
     return environment.get_template("report.html").render(
         config=result.config,
         rows=shown,
+        tabled=tabled(shown),
+        under=_under(shown),
         clean=next((row for row in shown if row.kind == "clean"), None),
         hardest=_hardest(shown),
         widest=max(shown, key=lambda row: row.width),
@@ -55,6 +66,16 @@ def page(result: Result) -> str:
         cascade=result.cascade,
         transfer=result.transfer,
         exhibits=exhibits(result),
+        corruptions=corrupted,
+        heat=heat(result, shown, corrupted.rows),
+        scores=published_scores(mce, result.config["model"]["name"]) if mce else None,
+        picture=picture,
+        strips=strips,
+        calibration=calibration(pools),
+        reliability=calibration_curves(pools),
+        sequences=result.sequences,
+        shapes=shapes,
+        shape_chart=shape_biases(shapes) if shapes else None,
         longest_side=LONGEST_SIDE,
         command=_command(result.config.get("command")),
         provenance=list(_facts({key: value for key, value in result.config.items() if key != "command"})),  # it has a place of its own
@@ -65,6 +86,19 @@ def _hardest(shown: Sequence[Row]) -> Row | None:
     """The row of lowest accuracy; among equals the smallest eps, and the worst case before an attack that reached it alone."""
     candidates = [row for row in shown if row.kind != "clean"]
     return min(candidates, key=lambda row: (row.accuracy, row.eps or 0.0, row.kind != "worst"), default=None)
+
+
+def _breakable(name: str) -> Markup:
+    """A name that may go on in the next line after an underscore."""
+    from markupsafe import Markup, escape
+
+    return Markup("_<wbr/>").join(escape(part) for part in name.split("_"))
+
+
+def _under(shown: Sequence[Row]) -> str:
+    """What the page is about: `attack`, `corruption` or both."""
+    kinds = {row.kind for row in shown}
+    return " and ".join(kind for kind in ("attack", "corruption") if kind in kinds) or "attack"
 
 
 def _undecided(result: Result) -> list[str]:

@@ -10,23 +10,28 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from robustbench_lite.corruption_metrics import Corruptions, Figure, corruptions
 from robustbench_lite.registry import report
 from robustbench_lite.results import Result
 
+from .corruption import HeatRow, heat, tabled
+from .shapes import shape_rows
 from .table import FEW_IMAGES, Row, amount, percent, rows
 
 
 @report("terminal")
 def terminal(result: Result) -> Group:
-    """The table of a run, and below it those of its cascades and of transfer. Only names may wrap; no number is ever cut.
+    """The table of a run, and below it those of cascades, transfer, corruptions, sequences and shape bias.
 
-    A condition's name holds its norm and its size. Cells are `Text`, since rich would read `[linf,4/255]` as markup.
+    Only names may wrap; no number is ever cut. A condition's name holds its norm and its size. Cells are `Text`, since rich would read
+    `[linf,4/255]` as markup.
     """
-    shown = rows(result)
+    every = rows(result)
+    shown = tabled(every) or every
     undecided = any(row.undecided for row in shown)
     table = Table(
         title=Text(f"{result.config['model']['name']} on {result.config['data']['name']}"),
-        caption=_caption(shown),
+        caption=_caption(every),
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         show_edge=False,
@@ -39,7 +44,81 @@ def terminal(result: Result) -> Group:
         table.add_column(heading, justify="right", no_wrap=True)
     for row, following in zip(shown, [*shown[1:], None], strict=True):
         table.add_row(*_cells(row, undecided), end_section=following is not None and following.kind != row.kind)
-    return Group(table, *_cascades(result), *_transfers(result))
+    corrupted = corruptions(result)
+    lines = heat(result, every, corrupted.rows) if len(shown) < len(every) else []
+    below: list[Table | Text] = [
+        *_cascades(result),
+        *_transfers(result),
+        *_heat(lines),
+        *_figures(corrupted),
+        *_sequences(result),
+        *_shapes(result),
+    ]
+    return Group(table, *below)
+
+
+def _heat(lines: list[HeatRow]) -> Iterator[Table]:
+    """Accuracy by corruption and severity, the cells the redder the more is wrong."""
+    if not lines:
+        return
+    table = _below("accuracy under corruptions, %", "severity", ["1", "2", "3", "4", "5", "mean", "95 % in-\nterval"])
+    for line in lines:
+        cells = [Text("") if cell is None else _shaded(cell.accuracy) for cell in line.cells]
+        interval = Text(f"{percent(line.low)}–{percent(line.high)}")
+        table.add_row(Text(line.corruption), *cells, Text(percent(line.mean), style="bold"), interval)
+    table.caption = "Each cell's interval is in table.csv and in the report; the mean's is over the images, the same at every severity."
+    yield table
+
+
+def _shaded(accuracy: float) -> Text:
+    red, green, blue = (round(255 + (1 - accuracy) * (full - 255)) for full in (217, 98, 43))
+    return Text(f"{percent(accuracy):>5}", style=f"black on rgb({red},{green},{blue})")
+
+
+def _figures(found: Corruptions) -> Iterator[Text]:
+    """One line a figure over all corruptions, and why it cannot stand beside published ones."""
+    if not found.rows:
+        return
+    yield Text("\n".join(["", *map(_figure, found.figures), *([found.reason] if found.reason else [])]))
+
+
+def _figure(figure: Figure) -> str:
+    estimate = figure.estimate
+    interval = "" if estimate.low is None or estimate.high is None else f" ({estimate.low:.1f}–{estimate.high:.1f})"
+    return f"{figure.name} {estimate.value:.1f} %{interval}: {figure.meaning}"
+
+
+def _sequences(result: Result) -> Iterator[Table]:
+    """How often the prediction changes along each perturbation."""
+    if not result.sequences:
+        return
+    table = _below("perturbation sequences", "perturbation", ["images", "flips", "95 % in-\nterval", "T5D"])
+    for row in result.sequences:
+        interval = f"{percent(row.ci_low)}–{percent(row.ci_high)}"
+        t5d = "" if row.t5d is None else f"{row.t5d:.3f}"
+        table.add_row(
+            Text(row.condition), Text(str(row.n)), Text(f"{percent(row.flip_probability)} %", style="bold"), Text(interval), Text(t5d)
+        )
+    table.caption = "Flips: how often the prediction differs between two frames."
+    yield table
+
+
+def _shapes(result: Result) -> Iterator[Table]:
+    """Shape bias over all images and by category."""
+    found = shape_rows(result)
+    if not found:
+        return
+    table = _below("shape or texture", "shape", ["images", "for\nshape", "for\ntexture", "shape\nbias", "95 % in-\nterval"])
+    for row in found:
+        bias = "" if row.bias is None else f"{percent(row.bias)} %"
+        counts = (row.n, row.shape_correct, row.texture_correct)
+        table.add_row(
+            Text(row.category),
+            *(Text(str(count)) for count in counts),
+            Text(bias, style="bold"),
+            Text(f"{percent(row.ci_low)}–{percent(row.ci_high)}"),
+        )
+    yield table
 
 
 def _cascades(result: Result) -> Iterator[Table]:

@@ -70,7 +70,7 @@ class CifarC:
         folder = found(self.path, title, self.origin, title)
         if not (folder / "labels.npy").is_file():
             raise DataError(f"{folder} has no labels.npy: get {title} from {self.origin}")
-        labels = _once(labels_of(self._array(folder / "labels.npy"), "labels.npy"), folder / "labels.npy")
+        labels = _once(labels_of(np.array(self._array(folder / "labels.npy")), "labels.npy"), folder / "labels.npy")
         shape = (len(SEVERITIES) * len(labels), 32, 32, 3)
         variants: dict[str, Pictures] = {}
         for name in ordered({file.stem for file in folder.glob("*.npy")} - {"labels"}):

@@ -135,11 +135,12 @@ def _severities(folder: Path) -> dict[int, Path]:
 
 def _listing(folder: Path) -> list[str]:
     """CLASS/FILE of every picture, sorted."""
+    endings = tuple(SUFFIXES)
     return [
         f"{name}/{file}"
         for name in class_folders(folder)
-        for file in sorted(os.listdir(folder / name))
-        if Path(file).suffix.lower() in SUFFIXES and not file.startswith(".")
+        for file in sorted(os.listdir(os.path.join(folder, name)))
+        if file.lower().endswith(endings) and not file.startswith(".")
     ]
 
 

@@ -1,5 +1,7 @@
-"""Edges and distances as OpenCV finds them, in whole numbers: Canny (TPAMI 1986, https://doi.org/10.1109/TPAMI.1986.4767851) and the chamfer distance
-(Borgefors, 1986, https://doi.org/10.1016/S0734-189X(86)80047-0)."""
+"""Edges (Canny, TPAMI 1986, https://doi.org/10.1109/TPAMI.1986.4767851) and distances (Borgefors, 1986, https://doi.org/10.1016/S0734-189X(86)80047-0).
+
+In whole numbers and as OpenCV finds them.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
-from torch.nn.functional import max_pool2d, pad
+from torch.nn.functional import pad
 
 TANGENT = 13573
 """Of 22.5 degrees, in 1/2^15."""
@@ -56,28 +58,38 @@ def connected(seeds: Tensor, within: Tensor) -> Tensor:
     """(B, H, W) bool: what can be reached from the seeds over the eight neighbours without leaving `within`."""
     reached = seeds
     while True:
-        grown = (max_pool2d(reached[:, None].float(), 3, 1, 1)[:, 0] > 0) & within
+        tall = reached.clone()
+        tall[:, 1:] |= reached[:, :-1]
+        tall[:, :-1] |= reached[:, 1:]
+        grown = tall.clone()
+        grown[..., 1:] |= tall[..., :-1]
+        grown[..., :-1] |= tall[..., 1:]
+        grown &= within
         if torch.equal(grown, reached):
             return reached
         reached = grown
 
 
 def chamfer(edges: Tensor, furthest: int) -> Tensor:
-    """(B, H, W) int32: the distance from the nearest edge along straight, diagonal and knight's steps, in 1/ONE pixel, `furthest` pixels at most.
+    """The distance from the nearest edge along straight, diagonal and knight's steps, as (B, H, W) int32 in 1/ONE pixel.
 
     Within a row the nearest edge is the one that counts, so that a row's distances and a table of (along, across) do.
+
+    Args:
+        edges: (B, H, W) bool.
+        furthest: pixels, beyond which distances are not told apart.
     """
     height, width = edges.shape[1:]
     at = torch.arange(width, device=edges.device)
     before = torch.where(edges, at, -furthest).cummax(2).values
     after = torch.where(edges, at, width + furthest).flip(2).cummin(2).values.flip(2)
-    aside = torch.minimum(at - before, after - at).clamp(max=furthest)
+    aside = torch.minimum(at - before, after - at).clamp(max=furthest).int().flatten()
     table = _chamfers(furthest).to(edges.device)
-    nearest = table[0][aside]
+    nearest = table[0].index_select(0, aside).view(edges.shape)
     for down in range(1, min(furthest, height)):
-        distance = table[down][aside]
-        nearest[:, down:] = nearest[:, down:].minimum(distance[:, :-down])
-        nearest[:, :-down] = nearest[:, :-down].minimum(distance[:, down:])
+        distance = table[down].index_select(0, aside).view(edges.shape)
+        torch.minimum(nearest[:, down:], distance[:, :-down], out=nearest[:, down:])
+        torch.minimum(nearest[:, :-down], distance[:, down:], out=nearest[:, :-down])
     return nearest
 
 

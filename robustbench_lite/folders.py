@@ -226,7 +226,7 @@ def corrupt_one(work: Work, picture: str) -> Outcome:
                 Image.fromarray(array).save(partial, "JPEG", quality=work.storage_jpeg, optimize=True)
             os.replace(partial, place)
     except DataError as error:
-        return 0, 0, str(error)
+        return 0, 0, f"{picture}: {error}"
     except OSError as error:
         return 0, 0, f"{picture}: {error.strerror or error}"
     return len(todo), len(asked) - len(todo), None

@@ -1,4 +1,4 @@
-"""Hue, saturation and value of a colour image (Smith, SIGGRAPH 1978, https://doi.org/10.1145/965139.807361), rounded as scikit-image rounds them."""
+"""Hue, saturation and value (Smith, SIGGRAPH 1978, https://doi.org/10.1145/965139.807361), rounded as scikit-image rounds them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def to_hsv(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     delta = value - x.amin(1)
     grey = delta == 0
     saturation = (delta / value).masked_fill_(grey, 0)
-    # Where two channels are the largest, the later one decides. The offsets come after the division, as in the reference: truncation to 8 bits
-    # tells apart what differs in the last bit.
+    # Where two channels are the largest, the later one decides. The offsets come after the division, as in the reference: truncation
+    # to 8 bits tells apart what differs in the last bit.
     is_green, is_blue = green == value, blue == value
     hue = torch.where(is_blue, red - green, torch.where(is_green, blue - red, green - blue)).div_(delta)
     hue += torch.where(is_blue, 4.0, torch.where(is_green, 2.0, 0.0)).to(x.dtype)
@@ -26,8 +26,8 @@ def to_hsv(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def to_rgb(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
     """(B, 3, H, W) from hue in [0, 1), saturation and value, (B, H, W) each.
 
-    A channel is `value * (1 - weight * saturation)`: its weight runs from 0 to 1 and back along the hue. Each is written so that no bit of it is lost
-    where it is neither 0 nor 1.
+    A channel is `value * (1 - weight * saturation)`: its weight runs from 0 to 1 and back along the hue. Each is written so that no bit
+    of it is lost where it is neither 0 nor 1.
     """
     sextant = hue * 6
     weights = sextant.new_empty((len(sextant), 3, *sextant.shape[1:]))

@@ -48,7 +48,7 @@ EDGES = 0.3
 """Share of the variance that the edges of crystals make."""
 
 EXTENT = 450.0
-"""Pixels, the width of a computed picture that a crop is thought to be cut from; what varies more slowly than a crop makes it lighter or darker."""
+"""Pixels, the width of the computed picture that a crop is thought to be from; what varies more slowly makes the crop lighter or darker."""
 
 STEPS = 256
 """Entries of the table of colours per standard deviation."""
@@ -64,9 +64,8 @@ def photographed(folder: str, scale: float, height: int, width: int, draw: Strea
     stack, sizes = photographs(folder, scale)
     for name, (tall, wide) in zip(PHOTOGRAPHS, sizes.tolist(), strict=True):
         if tall <= height or wide <= width:
-            raise DataError(
-                f"frost: {Path(folder) / name} is {tall}x{wide} pixels at the scale of {scale:g}, too small for images of {height}x{width}; {SOURCE}"
-            )
+            size = f"{tall}x{wide} pixels at the scale of {scale:g}"
+            raise DataError(f"frost: {Path(folder) / name} has {size}, too small for images of {height}x{width}; {SOURCE}")
     picture = draw.integers("picture", 0, len(PHOTOGRAPHS))
     room = sizes.to(picture.device)[picture] - torch.tensor([height, width], device=picture.device)
     top, left = (draw.uniform("corner", 2).double() * room).long().unbind(1)
@@ -94,15 +93,15 @@ def photographs(folder: str, scale: float = 1.0) -> tuple[Tensor, Tensor]:
         except OSError as error:  # what Pillow raises of files that it cannot read
             raise UsageError(f"frost: {path} cannot be read as a picture ({error}); {SOURCE}") from None
         pictures.append(_resized(pixels, scale))
-    sizes = torch.tensor([picture.shape[1:] for picture in pictures])
+    sizes = torch.tensor([pixels.shape[1:] for pixels in pictures])
     stack = torch.zeros(len(pictures), 3, *sizes.amax(0).tolist(), dtype=torch.uint8)
-    for canvas, picture in zip(stack, pictures, strict=True):
-        canvas[:, : picture.shape[1], : picture.shape[2]] = picture
+    for canvas, pixels in zip(stack, pictures, strict=True):
+        canvas[:, : pixels.shape[1], : pixels.shape[2]] = pixels
     return stack, sizes
 
 
 def _resized(pixels: Tensor, scale: float) -> Tensor:
-    """(3, H, W) uint8, linearly between the nearest four pixels and no others, as OpenCV: a small picture of fine grain has grain of its own."""
+    """(3, H, W) uint8, linearly between the nearest four pixels and no others, as OpenCV, so that fine grain is not smoothed away."""
     if scale == 1:
         return pixels
     result = pixels.double()
@@ -116,7 +115,7 @@ def _resized(pixels: Tensor, scale: float) -> Tensor:
 
 
 def computed(scale: float, height: int, width: int, draw: Streams) -> Tensor:
-    """(B, 3, H, W) uint8, crops of pictures that nobody took: noise with a photograph's spectrum, edges of crystals, a photograph's colours.
+    """(B, 3, H, W) uint8, crops of pictures that nobody took: noise and edges of crystals, with a photograph's spectrum and colours.
 
     Args:
         scale: of the picture, as if it had been a photograph of full size.
@@ -136,7 +135,7 @@ def computed(scale: float, height: int, width: int, draw: Streams) -> Tensor:
 
 @lru_cache(maxsize=4)
 def _filters(scale: float, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Over the half plane of frequencies: of the grain (5, H, W // 2 + 1) and of the edges (H, W // 2 + 1); the variance between crops, (5,).
+    """Over the half plane of frequencies, of the grain (5, H, W // 2 + 1) and of the edges (H, W // 2 + 1); variances between crops, (5,).
 
     The grain's variance and that between crops make one, and so does the edges'.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -63,7 +64,8 @@ def read_folder(root: str | Path, mapping: str | Mapping[str, int] | None, prepr
 
 def class_folders(folder: Path) -> list[str]:
     """The names of the sub-folders, sorted; those that begin with a dot are left out."""
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    with os.scandir(folder) as entries:  # which knows without asking again: there may be 75,000 of them
+        return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
 
 
 def class_indices(names: list[str], mapping: str | Mapping[str, int] | None, folder: Path) -> Mapping[str, int]:

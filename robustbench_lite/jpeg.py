@@ -1,7 +1,8 @@
-"""JPEG files without the file (Wallace, CACM 1991, https://doi.org/10.1145/103085.103089): what quality and chroma subsampling lose, to the byte.
+"""JPEG without the file (Wallace, CACM 1991, https://doi.org/10.1145/103085.103089): what it loses, to the byte.
 
-The entropy coding loses nothing, so that what is left is colour conversion, 4:2:0 subsampling, and the quantised cosine transform. All of it is written in
-whole numbers, as libjpeg does it by default (accurate integer transform, smooth upsampling), and gives the pixels that Pillow reads back.
+The entropy coding loses nothing, so that what is left is colour conversion, 4:2:0 subsampling, and the quantised cosine transform.
+All of it is written in whole numbers, as libjpeg does it by default (accurate integer transform, smooth upsampling), and gives the
+pixels that Pillow reads back.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from torch import Tensor
 
 from .errors import DataError
 
-# The left half of the cosine transform, in 8192ths; even rows are mirrored to the right, odd ones with the sign turned. The sums of libjpeg's rounded
-# constants, so that equal cosines differ by one here and there.
+# The left half of the cosine transform, in 8192ths; even rows are mirrored to the right, odd ones with the sign turned. They are sums
+# of libjpeg's rounded constants, so that equal cosines differ by one here and there.
 COSINES = (
     (8192, 8192, 8192, 8192),
     (11363, 9633, 6437, 2260),

@@ -18,7 +18,8 @@ def plasma(noise: Tensor, decay: float) -> Tensor:
     the wibble (as published).
 
     Args:
-        noise: (B, N^2 - 1) in [-1, 1), N a power of two; spent grid by grid: on the middles of the squares, of their upper sides, of their left sides.
+        noise: (B, N^2 - 1) in [-1, 1), N a power of two; spent grid by grid: on the middles of the squares, of their
+            upper sides, of their left sides.
         decay: by which the wibble is divided from one grid to the next: the larger, the smoother.
 
     Returns:

@@ -17,8 +17,8 @@ LARGEST = 1400
 def counts(levels: np.ndarray, rates: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """A count at the rate `rates[levels]`, for every value.
 
-    The same on every machine, and several times as fast as numpy's own where many values share few rates: one uniform number a count, most of
-    which are answered by one look into a table.
+    The same on every machine, and several times as fast as numpy's own where many values share few rates: one uniform number a count, and
+    for most of them one look into a table.
 
     Args:
         levels: (...) int64.

@@ -37,7 +37,7 @@ def found(path: str, title: str, origin: str, inner: str = "") -> Path:
 
 
 def as_published(preprocess: Preprocess | None) -> Preprocess | None:
-    """For pictures that were cropped before they were published: as they are, or brought straight to the model's size, not cropped again."""
+    """For pictures that were cropped before they were published: as they are, or brought straight to the model's size, but not cropped."""
     return None if preprocess is None else replace(preprocess, resize=None)
 
 
@@ -148,7 +148,7 @@ def silhouettes(path: str) -> Folder:
 @data("imagenet-val")
 @dataclass(frozen=True)
 class ImageNetVal:
-    """ImageNet's validation set in folders named by synset, `imagenet-val:/path`; flat or so with ReaL labels, `real=timm` or `real=FILE`."""
+    """ImageNet's validation set in folders named by synset, `imagenet-val:/path`; with ReaL labels (`real=timm`, `real=FILE`) also flat."""
 
     path: str
     real: str | None = None

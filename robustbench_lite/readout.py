@@ -40,7 +40,7 @@ class Subset:
 
 @dataclass(frozen=True)
 class Groups:
-    """Classes of classes: the logarithm of the mean probability in each group. groups: ImageNet's indices, one tuple a class of the data."""
+    """Classes of classes: the logarithm of the mean probability in each. groups: ImageNet's indices, one tuple a class of the data."""
 
     groups: tuple[tuple[int, ...], ...]
 

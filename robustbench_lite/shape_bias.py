@@ -1,7 +1,7 @@
 """Shape or texture: what a model goes by (Geirhos et al., ICLR 2019, https://arxiv.org/abs/1811.12231).
 
-Cue-conflict images have the shape of one category and the texture of another. The shape bias is the share of decisions for the shape among those
-for either; a category's probability is the mean over its ImageNet classes.
+Cue-conflict images have the shape of one category and the texture of another. The shape bias is the share of decisions for the shape among
+those for either; a category's probability is the mean over its ImageNet classes.
 """
 
 from __future__ import annotations

@@ -12,9 +12,13 @@ import torch
 from PIL import Image
 
 import robustbench_lite
-from robustbench_lite.classifier import Preprocess
-from robustbench_lite.data import load_data
-from robustbench_lite.errors import DataError, UsageError
+from robustbench_lite.checks import first_answer
+from robustbench_lite.classifier import Classifier, Preprocess
+from robustbench_lite.conditions import clean_criterion
+from robustbench_lite.criteria import Among
+from robustbench_lite.data import from_arrays, load_data
+from robustbench_lite.errors import DataError, ModelError, UsageError
+from robustbench_lite.labelled import LabelledImages, label_tensor
 from robustbench_lite.readout import Groups, Subset
 from robustbench_lite.shape_bias import CATEGORIES, shape_bias
 from robustbench_lite.synsets import imagenet_synsets, subset_indices
@@ -121,7 +125,7 @@ def test_real_labels_go_by_the_number_in_the_name(tmp_path: Path) -> None:
 
 def test_real_labels_that_cannot_be_had(tmp_path: Path) -> None:
     flat = validation(tmp_path / "flat", 1, 2)
-    with pytest.raises(DataError, match="does not say what its pictures are|has no sub-folders that say what"):
+    with pytest.raises(DataError, match="has no sub-folders that say what its pictures are: add real=timm"):
         load_data(f"imagenet-val:{flat}")
     with pytest.raises(DataError, match=r"cannot read the ReaL labels .*nowhere\.json .*real=timm"):
         load_data(f"imagenet-val:{flat},real={tmp_path / 'nowhere.json'}")
@@ -156,7 +160,7 @@ def test_cue_conflicts_are_labelled_by_shape_and_read_off_categories(tmp_path: P
     (tmp_path / "unicorn").mkdir()
     with pytest.raises(DataError, match="the first is 'unicorn'"):
         load_data(f"cue-conflict:{tmp_path}")
-    with pytest.raises(DataError, match="cue-conflict is to be had from https://github.com/rgeirhos/texture-vs-shape"):
+    with pytest.raises(DataError, match=r"cue-conflict is to be had from https://github\.com/rgeirhos/texture-vs-shape"):
         load_data(f"cue-conflict:{tmp_path / 'nowhere'}")
 
 
@@ -170,6 +174,55 @@ def test_shapes_without_texture(name: str, tmp_path: Path) -> None:
 
 
 # --- several right classes ---------------------------------------------------------------------------------------------------
+
+
+def test_sets_of_classes_become_rows_filled_up_with_minus_one() -> None:
+    assert label_tensor([frozenset({5, 2}), frozenset({7})]).tolist() == [[2, 5], [7, -1]]
+    assert label_tensor([3, 1]).tolist() == [3, 1]
+    assert label_tensor([(1.0, 0.0)]).dtype == torch.float32
+    images = from_arrays(torch.rand(2, 1, 4, 4), [0, 1])
+    with pytest.raises(DataError, match="label 1 of data names no class"):
+        LabelledImages(images.pictures, [frozenset({1}), frozenset()], images.ids)
+    for label, wrong in ((frozenset({1, 10}), 10), (frozenset({-1, 3}), -1)):
+        with pytest.raises(DataError, match=rf"label 0 of data is {wrong}: class indices are 0\.\.9"):
+            LabelledImages(images.pictures, [label, frozenset({1})], images.ids, classes=10)
+
+
+LOGITS = torch.tensor([[1.0, 4.0, 3.0, 0.0], [1.0, 2.0, 3.0, 0.0], [3.0, 3.0, 1.0, 3.0], [3.0, 3.0, 1.0, 3.0], [0.0, 1.0, 2.0, 3.0]])
+RIGHT = [frozenset({1, 0}), frozenset({0, 1, 3}), frozenset({1}), frozenset({0, 2}), frozenset({0, 1, 2, 3})]
+
+
+def test_any_of_several_classes_is_right() -> None:
+    rule = clean_criterion(label_tensor(RIGHT), 4)
+    assert isinstance(rule, Among)
+    margin = rule.margin(LOGITS)
+    assert margin[:2].tolist() == [-1.0, 1.0]
+    assert (margin > 0).tolist() == [answer not in right for answer, right in zip(LOGITS.argmax(1).tolist(), RIGHT, strict=True)]
+    assert margin[2].item() == -margin[3].item() == torch.finfo(torch.float32).tiny, "ties go as argmax breaks them"
+    assert margin[4].item() == -torch.inf, "nothing is wrong where everything is right"
+    assert rule.predict(LOGITS).tolist() == LOGITS.argmax(1).tolist()
+    assert torch.equal(rule.take(slice(1, 2)).margin(LOGITS[1:2]), margin[1:2])
+    single = clean_criterion(torch.tensor([1, 0, 1, 0, 2]), 4)
+    assert torch.equal(clean_criterion(label_tensor([frozenset({k}) for k in (1, 0, 1, 0, 2)]), 4).margin(LOGITS), single.margin(LOGITS))
+
+
+def test_a_run_with_several_right_classes_is_kept_and_read_again(tmp_path: Path) -> None:
+    flat = validation(tmp_path / "flat", 2, 3, 4)
+    images = load_data(f"imagenet-val:{flat},real=timm", preprocess=MODEL)
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(432, 1000)).eval()
+    with torch.no_grad():
+        model[1].bias[230] = 50.0
+    result = robustbench_lite.evaluate(model, [], images, device="cpu", out=tmp_path / "run")
+    assert [v.label for v in result.of("clean")] == [[795, 970], [230, 231], [809]]
+    assert [v.broken for v in result.of("clean")] == [True, False, True]
+    assert result.table.loc[0, "accuracy"] == pytest.approx(1 / 3)
+
+
+def test_a_model_with_too_few_outputs_for_any_right_class_is_refused() -> None:
+    model = Classifier(torch.nn.Flatten().eval())
+    with pytest.raises(ModelError, match="has 16 outputs, but the data has the label 20"):
+        first_answer(model, torch.rand(2, 1, 4, 4), label_tensor([frozenset({1, 20}), frozenset({2})]))
 
 
 def test_several_right_classes_need_not_be_attacked(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ from robustbench_lite.streams import Streams
 CPU = torch.device("cpu")
 ALL = (*IMAGENET_P, *EXTRA)
 NOISES = ("gaussian_noise", "shot_noise", "speckle_noise")
-LARGE = photograph(224)[0][:, 60:180, 50:194]  # 120 x 144: ImageNet-P's parameters
+LARGE = photograph(224)[0][:, 60:156, 50:162]  # 96 x 112: ImageNet-P's parameters
 SMALL = photograph(32)[0]
 
 
@@ -65,12 +65,12 @@ def grey_levels(picture: torch.Tensor) -> torch.Tensor:
 )
 @pytest.mark.parametrize("name", ALL)
 def test_frames_are_as_many_as_published_of_8_bits_and_the_same_again(name: str, picture: torch.Tensor, longer: dict[str, int]) -> None:
-    size = tuple(side - 12 if side > 100 else side for side in picture.shape[1:])
+    size = tuple(side - 6 if side > 32 else side for side in picture.shape[1:])
     found = frames(PERTURBATIONS.build(name), picture, size, draw())
     assert found.shape == (longer.get(name, 31), 3, *size)
     assert found.dtype == torch.float32
     assert torch.equal((found * 255).round() / 255, found)
-    assert 0 <= found.min()
+    assert found.min() >= 0
     assert found.max() <= 1
     assert torch.equal(found, frames(PERTURBATIONS.build(name), picture, size, draw()))
     random = name in (*NOISES, "snow", "spatter")
@@ -110,18 +110,28 @@ def test_grey_pictures_stay_grey(name: str) -> None:
 
 
 def test_translating_is_slicing_and_borders_are_of_the_picture() -> None:
-    height, width = 96, 100  # margins of 12 and 22 pixels
+    height, width = 90, 72  # margins of 3 and 20 pixels
     found = made("translate", LARGE, (height, width))
     levels = grey_levels(LARGE)
     for i, right in enumerate(range(-20, 21)):
-        assert torch.equal(found[i], levels[:, 12 : 12 + height, 22 - right : 22 - right + width])
+        assert torch.equal(found[i], levels[:, 3 : 3 + height, 20 - right : 20 - right + width])
+
+
+def test_other_sizes_take_the_parameters_of_the_nearer_benchmark() -> None:
+    assert len(made("translate", torch.zeros(3, 84, 300))) == 16
+    assert len(made("translate", torch.zeros(3, 300, 85))) == 41
+
+
+@pytest.mark.parametrize("name", ["motion_blur", "gaussian_blur"])
+def test_blurs_are_of_the_crop_as_published(name: str) -> None:
+    assert torch.equal(made(name, LARGE, (90, 90)), made(name, LARGE[:, 3:93, 11:101]))
 
 
 def test_what_no_picture_covers_is_black() -> None:
     found = made("translate", LARGE.clamp(min=0.1))
     assert (found[0, :, :, -20:] == 0).all()
     assert (found[0, :, :, :-20] > 0).all()
-    assert (made("scale", LARGE.clamp(min=0.1))[0, :, :30] == 0).all()  # 40 % of 120 pixels are the middle 48
+    assert (made("scale", LARGE.clamp(min=0.1))[0, :, :28] == 0).all()  # 40 % of 96 pixels are the middle 38
 
 
 def about_centre(matrix: np.ndarray) -> list[torch.Tensor]:
@@ -205,12 +215,12 @@ def test_motion_is_half_a_gaussian_along_a_line_that_turns() -> None:
 
 
 def test_brightness_is_scikit_images() -> None:
-    for picture, step in ((LARGE, 0.02), (SMALL, 0.015)):
+    for picture, percent in ((LARGE, 2), (SMALL, 1.5)):
         hsv = rgb2hsv(grey_levels(picture).permute(1, 2, 0).numpy() / 255.0)
         found = made("brightness", picture)
         for i in (0, 10, 15, 30):
-            lit = np.dstack([hsv[..., :2], np.clip(hsv[..., 2] + (i - 15) * step, 0, 1)])
-            assert np.mean(found[i].permute(1, 2, 0).numpy() != (hsv2rgb(lit) * 255).astype(np.uint8)) < 1e-3
+            lit = np.dstack([hsv[..., :2], np.clip(hsv[..., 2] + (i - 15) * percent / 100, 0, 1)])
+            assert np.array_equal(found[i].permute(1, 2, 0).numpy(), (hsv2rgb(lit) * 255).astype(np.uint8))
 
 
 def test_gaussian_blur_is_scikit_images() -> None:
@@ -221,7 +231,7 @@ def test_gaussian_blur_is_scikit_images() -> None:
             expected = (gaussian(x, sigma=first + step * i, truncate=truncate, channel_axis=-1) * 255).astype(np.uint8)
             apart = np.abs(found[i].permute(1, 2, 0).numpy() - expected.astype(int))
             assert apart.max() <= 1
-            assert (apart > 0).mean() < 1e-3
+            assert (apart > 0).mean() < 0.005  # where the picture is flat, rounding errors decide what truncation makes of the reference
 
 
 @pytest.mark.parametrize(("picture", "zoom", "radius", "sigma"), [(LARGE, 3, 14, 4), (SMALL, 2, 10, 2)], ids=["224", "32"])
@@ -236,6 +246,29 @@ def test_snow_is_the_corruption_with_an_angle_that_turns(picture: torch.Tensor, 
         replayed = Replayed(flakes=flakes, angle=np.array(4.0 * i - 150))
         expected = (corruption(grey_levels(picture)[None].double() / 255, setting, replayed).clamp(0, 1) * 255).byte()[0]
         assert torch.equal((found[i] * 255).round().byte(), expected)
+
+
+@pytest.mark.parametrize(
+    ("picture", "splash", "weights"),
+    [(LARGE, (0.65, 0.27, 3.7, 0.69), [0.05, 0.1, 0.15, 0.7]), (SMALL, (0.6, 0.265, 1.75, 0.7), [0.2, 0.8])],
+    ids=["224", "32"],
+)
+def test_spatter_is_the_corruption_whose_water_runs_down(picture: torch.Tensor, splash: tuple[float, ...], weights: list[float]) -> None:
+    mean, deviation, sigma, threshold = splash
+    noise = np.random.default_rng(3).normal(size=picture.shape[1:])
+    layer = gaussian(mean + deviation * noise, sigma=sigma)
+    layer[layer < threshold] = 0
+    assert (layer > 0).any()
+    corruption = CORRUPTIONS.get("spatter")()
+    # noise that is not blurred and has no threshold: the layer as it is
+    setting = corruption.settings[224][0]._replace(mean=0, deviation=1, sigma=0, threshold=0, strength=0.6)
+    found = frames(PERTURBATIONS.build("spatter"), picture, None, Replayed(drops=noise))
+    for i in range(5):
+        expected = corruption(grey_levels(picture)[None].double() / 255, setting, Replayed(drops=layer)).clamp(0, 1) * 255
+        apart = ((found[i] * 255).round() - expected[0].byte()).abs()
+        assert apart.max() <= 1
+        assert (apart > 0).float().mean() < 1e-3
+        layer = np.apply_along_axis(np.convolve, 0, layer, weights, mode="same")
 
 
 # ----------------------------------------------------------------------------------------------------------------- noise
@@ -399,12 +432,12 @@ def test_no_flip_in_few_images_does_not_prove_that_there_is_none() -> None:
 def test_intervals_hold_what_they_say() -> None:
     random = np.random.default_rng(0)
     held = 0
-    for _ in range(400):
+    for _ in range(200):
         # images whose rates differ: the mean of Beta(1, 9) is 0.1
-        flips = random.binomial(30, random.beta(1, 9, 200))
+        flips = random.binomial(30, random.beta(1, 9, 100))
         [row] = sequence_rows([verdict("p:tilt", int(f)) for f in flips])
         held += row.ci_low <= 0.1 <= row.ci_high
-    assert 0.92 <= held / 400 <= 0.98
+    assert 0.91 <= held / 200 <= 0.98
 
 
 def row(condition: str, flip_probability: float, t5d: float | None = None) -> SequenceRow:

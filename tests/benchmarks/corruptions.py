@@ -1,0 +1,124 @@
+"""Corruptions beside `imagecorruptions`: milliseconds an image, 224 pixels, batches of 32, random draws included.
+
+Both take turns, severity by severity, and the medians of the rounds are compared. That library runs one image at a time, in one thread but
+for what OpenCV and NumPy do by themselves; where it fails (with current NumPy and scikit-image) the cell says so.
+"""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+IMAGES, SIZE, ROUNDS = 32, 224, 3
+PEAK = """
+import resource, sys, torch
+import robustbench_lite as rb
+from robustbench_lite.labelled import from_arrays
+count = int(sys.argv[1])
+class Fresh:
+    def __len__(self): return count
+    def __getitem__(self, k): return torch.rand(3, 224, 224, generator=torch.Generator().manual_seed(k))
+from robustbench_lite.labelled import LabelledImages
+data = LabelledImages(Fresh(), [0] * count, [str(k) for k in range(count)])
+model = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(48, 10)).eval()
+rb.evaluate(model, (), data, corruptions=["motion_blur:severity=5", "elastic_transform:severity=1"], batch_size=32)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+
+def pictures() -> torch.Tensor:
+    """(IMAGES, 3, SIZE, SIZE): the 20 real photographs, some of them twice."""
+    from robustbench_lite.classifier import Preprocess
+    from robustbench_lite.data import load_data
+
+    data = load_data("imagenet", preprocess=Preprocess(size=(SIZE, SIZE), resize=256))
+    return torch.stack([data[k % len(data)][0] for k in range(IMAGES)])
+
+
+def ours(x: torch.Tensor) -> Callable[[str, int], None]:
+    from robustbench_lite.corrupting import Member, draws
+    from robustbench_lite.registry import CORRUPTIONS
+
+    ids = [str(k) for k in range(len(x))]
+
+    def run(name: str, severity: int) -> None:
+        Member(name, CORRUPTIONS.build(name))(x, severity, draws(0, name, severity, ids, x.device))
+
+    return run
+
+
+def theirs(x: torch.Tensor) -> Callable[[str, int], None]:
+    warnings.simplefilter("ignore")
+    from imagecorruptions import corrupt
+
+    arrays = (x * 255).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
+
+    def run(name: str, severity: int) -> None:
+        for array in arrays:
+            corrupt(array, severity=severity, corruption_name=name)
+
+    return run
+
+
+def seconds(run: Callable[[str, int], None], name: str, severity: int) -> float | None:
+    started = time.perf_counter()
+    try:
+        run(name, severity)
+    except Exception:
+        return None
+    return time.perf_counter() - started
+
+
+def measured() -> list[str]:
+    """The lines of the table."""
+    from robustbench_lite.corrupting import members
+
+    x = pictures()
+    runs: dict[str, Any] = {"ours": ours(x), "theirs": theirs(x)}
+    lines = ["| corruption | ours, ms an image | imagecorruptions, ms | ratio | slowest severity of ours, ms |", "|---|---|---|---|---|"]
+    totals = {"ours": 0.0, "theirs": 0.0}
+    names = list(dict.fromkeys(member.name.removesuffix("(procedural)") for member, _ in members("all")))
+    for name in names:
+        for run in runs.values():  # caches are filled, as they are after the first batch of any run
+            seconds(run, name, 1)
+        took: dict[str, list[float]] = {"ours": [], "theirs": []}
+        for severity in range(1, 6):
+            rounds: dict[str, list[float | None]] = {"ours": [], "theirs": []}
+            for _ in range(ROUNDS):
+                for who, run in runs.items():
+                    rounds[who].append(seconds(run, name, severity) if None not in rounds[who] else None)
+            for who, times in rounds.items():
+                if None not in times:
+                    took[who].append(1000 * statistics.median(t for t in times if t is not None) / IMAGES)
+        mean = {who: statistics.fmean(values) for who, values in took.items() if len(values) == 5}
+        if "theirs" in mean and name not in ("speckle_noise", "gaussian_blur", "spatter", "saturate"):
+            for who in totals:
+                totals[who] += mean[who]
+        beside = f"{mean['theirs']:.1f} | {mean['theirs'] / mean['ours']:.1f} x" if "theirs" in mean else "fails | "
+        lines.append(f"| {name} | {mean['ours']:.1f} | {beside} | {max(took['ours']):.1f} |")
+        print(lines[-1], flush=True)
+    lines.append(f"| those of the 15 that it can run | {totals['ours']:.0f} | {totals['theirs']:.0f} | {totals['theirs'] / totals['ours']:.1f} x | |")
+    return lines
+
+
+def peak() -> list[str]:
+    """Peak memory of an evaluation over more and more images."""
+    lines = ["| images | peak memory, MB |", "|---|---|"]
+    for count in (64, 256, 1024):
+        ran = subprocess.run([sys.executable, "-c", PEAK, str(count)], capture_output=True, text=True, check=True)
+        lines.append(f"| {count} | {float(ran.stdout):.0f} |")
+    return lines
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(2)
+    print("\n".join([*measured(), "", *peak()]))
+    print(f"peak of this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB")
