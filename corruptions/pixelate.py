@@ -54,9 +54,11 @@ def _boxes(size: int, fewer: int) -> Tensor:
     """(fewer, size) float64, the weights of the means in 2^-22ths: whole numbers, whose matrix product is exact in float64."""
     scale = size / fewer
     centre = (torch.arange(fewer, dtype=torch.float64)[:, None] + 0.5) * scale
-    # A pixel half way between two boxes falls as the rounding of these very operations decides; they are Pillow's.
-    place = (torch.arange(size, dtype=torch.float64) - centre + 0.5) * (1 / scale)
-    inside = ((place > -0.5) & (place <= 0.5)).double()
+    first, end = (centre - scale / 2 + 0.5).floor(), (centre + scale / 2 + 0.5).floor()
+    place = torch.arange(size, dtype=torch.float64)
+    # A pixel half way between two boxes falls as the rounding of these very operations decides: Pillow asks in both ways.
+    apart = (place - centre + 0.5) * (1 / scale)
+    inside = ((place >= first) & (place < end) & (apart > -0.5) & (apart <= 0.5)).double()
     return inside * ((1 << PRECISION) / inside.sum(1, keepdim=True) + 0.5).floor()
 
 

@@ -29,7 +29,7 @@ class ZoomBlur:
         # As numpy's arange counts: the step is a difference of rounded numbers. At 32 pixels its last bit decides how large a crop is.
         factors = [1 + index * ((1 + step) - 1) for index in range(count)]
         # An image at a time: it stays in the cache, which halves the time on a CPU.
-        return torch.cat([_sum(image, factors) for image in x.split(1)]) / (count + 1) + NUDGE
+        return torch.cat([_sum(image, factors) for image in torch.split(x, 1)]) / (count + 1) + NUDGE
 
 
 def _sum(image: Tensor, factors: list[float]) -> Tensor:

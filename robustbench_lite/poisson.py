@@ -34,7 +34,7 @@ def counts(levels: np.ndarray, rates: np.ndarray, generator: np.random.Generator
         raise ValueError(f"rates must be in 0..{LARGEST}, got {rates.min()}..{rates.max()}")
     ends, guide, longest = _tables(rates.tobytes())
     level, uniform = levels.ravel(), generator.random(levels.size)
-    found = guide[level * BINS + (uniform * BINS).astype(np.int64)].astype(np.int64)
+    found: np.ndarray = guide[level * BINS + (uniform * BINS).astype(np.int64)].astype(np.int64)
     left = np.flatnonzero(found < 0)
     found[left] = np.searchsorted(ends, level[left] + uniform[left], side="right") - level[left] * longest
     return found.reshape(levels.shape)

@@ -26,7 +26,7 @@ from .plan import Attack, Finding, Plan, Subject
 from .results import Goal, Witness
 from .samples import Answer, Options, Said, Samples
 from .scheduler import run
-from .shifts import Perturbed, Sequenced, Shift, Shifted, thumbnail
+from .shifts import Perturbed, Sequenced, Shift, Shifted, in_turn, thumbnail
 from .store import Store
 from .streams import seeded
 from .transfer import Ensemble, Source, Targets, sources
@@ -186,15 +186,17 @@ class Session:
 
     def _shift(self, ids: Sequence[str]) -> None:
         """Ask about the images under every corruption."""
-        names = [shift.condition.name for shift in self.shifts]
-        shifted = Shifted(self.shifts, self.samples, self.store, self.judge, wrong=sum(map(self.store.not_correct, names)))
-        done = len(self.images) - len(ids)
-        waiting = [Answer(key, said=self.store.clean_said(key) or (None, 0.0)) for key in (ids if names else ())]
-        for batch in local.with_smaller_batches(shifted.ask, waiting, self.batch_size, self._shrunk):
-            done += len(batch)
-            self.progress(f"{len(names)} corruptions", done, len(self.images), shifted.wrong)
-        self.store.commit(now=True)
-        self._refuse(shifted.bad)
+        bad: list[str] = []
+        for title, together in in_turn(self.shifts):
+            wrong = sum(self.store.not_correct(shift.condition.name) for shift in together)
+            shifted = Shifted(together, self.samples, self.store, self.judge, wrong=wrong, bad=bad)
+            done = len(self.images) - len(ids)
+            waiting = [Answer(key, said=self.store.clean_said(key) or (None, 0.0)) for key in ids]
+            for batch in local.with_smaller_batches(shifted.ask, waiting, self.batch_size, self._shrunk):
+                done += len(batch)
+                self.progress(title, done, len(self.images), shifted.wrong)
+            self.store.commit(now=True)
+        self._refuse(bad)
 
     def _perturb(self, each: Perturbed) -> None:
         """Ask about the frames of a perturbation."""

@@ -116,6 +116,18 @@ def sequences(specs: Sequence[str]) -> list[Perturbed]:
     return asked
 
 
+def in_turn(chosen: Sequence[Shift]) -> Iterator[tuple[str, Sequence[Shift]]]:
+    """Shifts to be asked about together, under a title for progress: those made from one image, so that it is read once; of a published
+    set one after the other, since each has files of its own.
+    """
+    made = [shift for shift in chosen if isinstance(shift, Made)]
+    if made:
+        yield (f"{len(made)} corruptions" if len(made) > 1 else made[0].condition.name), made
+    for shift in chosen:
+        if isinstance(shift, Read):
+            yield shift.condition.name, [shift]
+
+
 def described(chosen: Sequence[Shift], images: LabelledImages, classifier: Classifier, storage_jpeg: int | None) -> dict[str, Any] | None:
     """What `run.json` says of the corruptions: of what size the images are, which published benchmark they can be put beside, if any."""
     if not chosen:

@@ -105,7 +105,9 @@ def measured() -> list[str]:
         beside = f"{mean['theirs']:.1f} | {mean['theirs'] / mean['ours']:.1f} x" if "theirs" in mean else "fails | "
         lines.append(f"| {name} | {mean['ours']:.1f} | {beside} | {max(took['ours']):.1f} |")
         print(lines[-1], flush=True)
-    lines.append(f"| those of the 15 that it can run | {totals['ours']:.0f} | {totals['theirs']:.0f} | {totals['theirs'] / totals['ours']:.1f} x | |")
+    lines.append(
+        f"| those of the 15 that it can run | {totals['ours']:.0f} | {totals['theirs']:.0f} | {totals['theirs'] / totals['ours']:.1f} x | |"
+    )
     return lines
 
 
