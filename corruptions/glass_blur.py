@@ -35,7 +35,7 @@ class GlassBlur:
     def __call__(self, x: Images, setting: tuple[float, int, int], draw: Streams) -> Tensor:
         sigma, reach, times = setting
         height, width = x.shape[2:]
-        # One number for both offsets, right and down, each in -reach..reach - 1: half the draws, which are a third of the time.
+        # One number for both offsets, right and down, each in -reach..reach - 1: half as many draws.
         moves = draw.integers("moves", 0, (2 * reach) ** 2, times, height - 2 * reach, width - 2 * reach)
         shuffled = levels(gaussian(x, sigma) + NUDGE).flatten(2).flip(2)
         for move in moves.unbind(1):

@@ -132,7 +132,7 @@ def shape_biases(rows: Sequence[ShapeRow]) -> Chart:
     categories = [row for row in rows if row.category != "all" and row.bias is not None]
     whole = rows[0]
     with _drawing(WIDTH, 1.2 + 0.3 * (len(categories) + len(SHAPE_PUBLISHED) + 2)) as (figure, axes):
-        labels = []
+        labels: list[tuple[float, str]] = []
         for place, row in enumerate(categories):
             axes.hlines(place, 100 * row.ci_low, 100 * row.ci_high, color=COLOURS[1], linewidth=1.4)
             axes.plot([100 * (row.bias or 0)], [place], marker="o", color=COLOURS[1], markersize=6, linestyle="")
@@ -153,7 +153,10 @@ def shape_biases(rows: Sequence[ShapeRow]) -> Chart:
         axes.axhline(len(categories) - 0.2, color=INK, alpha=0.25, linewidth=0.8)
         axes.grid(axis="x", color=INK, alpha=0.12, linewidth=0.6)
         svg = _svg(figure, "shapes")
-    note = "0: by texture alone, 100: by shape alone. Above the line: this model by the category of the shape, with 95 % intervals. Below: all images, and published figures."
+    note = (
+        "0: by texture alone, 100: by shape alone. Above the line: this model by the category of the shape, with 95 % intervals. "
+        "Below: all images, and published figures."
+    )
     return Chart("Shape bias", note, svg)
 
 

@@ -37,7 +37,7 @@ def gaussian(x: Tensor, sigma: float, *, truncate: float = 4.0, border: Border =
 
 @lru_cache(maxsize=64)
 def _gaussian_operator(size: int, sigma: float, truncate: float, border: Border, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(size, size), by which a column is blurred, border included. Dense: one product is faster than a pass a tap, unless sigma is tiny."""
+    """(size, size), by which a column is blurred, border included. Dense: one product beats a pass a tap, unless sigma is small."""
     radius = int(truncate * sigma + 0.5)
     offsets = torch.arange(-radius, radius + 1)
     weights = torch.exp(offsets.double() ** 2 / (-2 * sigma**2))
@@ -64,7 +64,7 @@ def motion_blur(x: Tensor, radius: float, sigma: float, angle: Tensor) -> Tensor
     weights = [math.exp(-((tap / sigma) ** 2) / 2) for tap in taps]
     whole = [round(weight / sum(weights) * 2**BITS) for weight in weights]
     blurred = []
-    # An image at a time, because the pixels at one offset are a slice of an image: half as long as gathering them for the batch.
+    # An image at a time, because the pixels at one offset are a slice of an image, and no index is needed.
     for image, degrees in zip((x * 255).round(), angle.tolist(), strict=True):
         down, right = math.sin(math.radians(degrees)), math.cos(math.radians(degrees))
         line = [(math.ceil(tap * down - 0.5), math.ceil(tap * right - 0.5)) for tap in taps]

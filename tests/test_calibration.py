@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -52,7 +53,7 @@ def test_rms_calibration_error_by_hand() -> None:
 def test_bins_hold_a_hundred_and_the_last_the_rest() -> None:
     order = np.argsort(SURE)
     edges = [*range(0, 1000, 100), 1050]
-    parts = [order[a:b] for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    parts = [order[a:b] for a, b in pairwise(edges)]
     terms = [len(p) / 1050 * (RIGHT[p].mean() - SURE[p].mean()) ** 2 for p in parts]
     assert rms_calibration_error(SURE, RIGHT) == pytest.approx(math.sqrt(sum(terms)))
     assert rms_calibration_error(SURE, RIGHT, legacy=True) == pytest.approx(math.sqrt(sum(terms[:-1])))

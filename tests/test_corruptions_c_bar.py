@@ -166,6 +166,22 @@ def test_a_twirl_keeps_what_lies_between_its_circles() -> None:
     assert (twirled != photo).float().mean() > 0.3
 
 
+def test_a_line_is_that_of_scikit_image_up_to_its_ends() -> None:
+    draw = pytest.importorskip("skimage.draw")
+    generator = np.random.default_rng(0)
+    for row, column, turn in generator.random((60, 3)):
+        reach = 32 * np.cos(2 * np.pi * turn), 32 * np.sin(2 * np.pi * turn)
+        middle = 32 * row, 32 * column
+        ends = [int(at + sign * by) for sign in (-1, 1) for at, by in zip(middle, reach, strict=True)]
+        rows, columns, share = draw.line_aa(*ends)
+        seen = (rows >= 0) & (rows < 32) & (columns >= 0) & (columns < 32)
+        expected = np.full((32, 32), 255.0)
+        expected[rows[seen], columns[seen]] = (1 - share[seen]) * 255 + share[seen] * 128
+        given = {"angle": np.array([2 * np.pi * turn]), "variation": np.zeros(1), "lines": np.array([[row, column, 0.5]])}
+        drawn = member("lines")(torch.ones(1, 1, 32, 32), 1, Replayed(**given))[0, 0].numpy()
+        assert np.abs(drawn - np.floor(expected)).max() <= 1
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", NAMES)
 def test_an_accelerator_gives_the_same_but_for_rounding(name: str) -> None:

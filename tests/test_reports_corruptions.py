@@ -86,7 +86,7 @@ def test_the_files_give_the_rows_back(tmp_path: Path) -> None:
     assert not (tmp_path / "shape_bias.csv").exists()
     REPORTS.get("csv")(cue_conflict(tmp_path))
     whole, *others = read(tmp_path / "shape_bias.csv")
-    assert (whole["category"], whole["n"], whole["shape_correct"], whole["texture_correct"]) == ("all", "240", "48", "192")
+    assert (whole["category"], whole["n"], whole["shape_correct"], whole["texture_correct"]) == ("all", "240", "56", "184")
     assert [line["category"] for line in others] == list(CATEGORIES)
 
 
@@ -138,9 +138,11 @@ def test_the_panel_has_the_published_models_where_that_is_sound(full: tuple[Resu
     mce = next(figure for figure in corruptions(full[0]).figures if figure.name == "mCE")
     assert f"{mce.estimate.value:.1f}" in text
     for about, names, words in (
-        ({}, PROCEDURAL, "frost is procedural"), ({"storage_jpeg": None}, THE_15, "not stored as JPEG 85"), ({}, THE_15[1:], "gaussian_noise was not run")
+        ({}, PROCEDURAL, "frost is procedural"),
+        ({"storage_jpeg": None}, THE_15, "not stored as JPEG 85"),
+        ({}, THE_15[1:], "gaussian_noise was not run")
     ):  # fmt: skip
-        other = texts(tree(page(corrupted(tmp_path, names, about=about))))
+        other = texts(tree(page(corrupted(tmp_path, names, 8, about=about))))
         assert "mCE beside published models" not in other
         assert "ANT 3x3" not in other
         assert re.search(rf"Not beside published models: [^.]*{words}", other)
@@ -156,7 +158,7 @@ def test_the_sheet_has_one_picture_for_every_corruption_and_severity(full: tuple
 def test_with_large_pictures_the_page_stays_under_two_megabytes(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (224, 224, 3), np.uint8)).save(buffer, format="PNG")
-    result = corrupted(tmp_path, (*THE_15, *FOUR_MORE))
+    result = corrupted(tmp_path, (*THE_15, *FOUR_MORE), 8)
     text = page(replace(result, shown=dict.fromkeys(result.shown, buffer.getvalue())))
     assert len(text.encode()) < 2_000_000
     tree(text)
@@ -185,7 +187,7 @@ def test_calibration_sequences_and_shapes_have_their_sections(full: tuple[Result
     assert {"Corruptions", "One image under every corruption", "Perturbation sequences", "Calibration"} <= set(headings(full[1]))
     text = page(cue_conflict(tmp_path))
     assert "Shape or texture" in headings(text)
-    assert "20.0 % go by shape" in texts(tree(text))
+    assert "23.3 % go by shape" in texts(tree(text))
     assert "humans" in texts(tree(text))
     assert "Corruptions" not in headings(text)
 
@@ -216,7 +218,7 @@ def test_few_corruptions_are_ordinary_rows() -> None:
 
 def test_sequences_and_shapes_are_below() -> None:
     assert "sequence:tilt" in in_terminal(corrupted(None, ("fog",)))
-    assert re.search(r"all +240 +48 +192 +20.0 %", in_terminal(cue_conflict(None)))
+    assert re.search(r"all +240 +56 +184 +23.3 %", in_terminal(cue_conflict(None)))
 
 
 def test_without_corruptions_nothing_is_said_of_them() -> None:
