@@ -34,7 +34,7 @@ lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/mypy attacks defenses reports --explicit-package-bases
+	$(BIN)/mypy attacks corruptions defenses reports --explicit-package-bases
 
 .venv/demo: pyproject.toml | .venv
 	$(PIP) --editable '.[demo]'

@@ -39,24 +39,23 @@ class GlassBlur:
         moves = draw.integers("moves", 0, (2 * reach) ** 2, times, height - 2 * reach, width - 2 * reach)
         shuffled = levels(gaussian(x, sigma) + NUDGE).flatten(2).flip(2)
         for move in moves.unbind(1):
-            source = _sources(move // (2 * reach) - reach, move % (2 * reach) - reach, reach, height, width)
+            source = _sources(move, reach, height, width)
             shuffled = shuffled.gather(2, source[:, None].expand(-1, x.shape[1], -1))
         return gaussian(shuffled.flip(2).view_as(x).to(x.dtype) / 255, sigma) + NUDGE
 
 
-def _sources(right: Tensor, down: Tensor, reach: int, height: int, width: int) -> Tensor:
+def _sources(move: Tensor, reach: int, height: int, width: int) -> Tensor:
     """(B, H * W): from which pixel each takes its value, both counted from the last pixel back, as they are written.
 
     A pixel that reads one which was written before takes what that one took; otherwise it takes what was there. All of these chains are
     followed twice as far each round, so that the rounds are the logarithm of the longest.
     """
-    own = torch.arange(height * width, device=right.device)
-    inside = (slice(reach - 1, height - reach - 1), slice(reach - 1, width - reach - 1))
-    read = own.repeat(len(right), 1)
-    read.view(-1, height, width)[:, *inside] -= down * width + right
-    written = torch.zeros(height, width, dtype=torch.bool, device=right.device)
-    written[inside] = True
-    first = torch.where((read < own) & written.flatten()[read], read, own)
+    offsets = torch.arange(-reach, reach, device=move.device)
+    back = (offsets[:, None] + offsets * width).flatten()  # by the number of a move, right and then down
+    own = torch.arange(height * width, device=move.device)
+    read = own.repeat(len(move), 1)
+    read.view(-1, height, width)[:, reach - 1 : height - reach - 1, reach - 1 : width - reach - 1] -= back[move]
+    first = torch.minimum(read, own)  # a pixel at the border, which is not written, reads itself
     while not torch.equal(further := first.gather(1, first), first):
         first = further
     return read.gather(1, first)

@@ -74,6 +74,7 @@ def page(result: Result) -> str:
         calibration=calibration(pools),
         reliability=calibration_curves(pools),
         sequences=result.sequences,
+        sequence_figures=result.sequence_figures,
         shapes=shapes,
         shape_chart=shape_biases(shapes) if shapes else None,
         longest_side=LONGEST_SIDE,

@@ -99,7 +99,7 @@ def _sequences(result: Result) -> Iterator[Table]:
         table.add_row(
             Text(row.condition), Text(str(row.n)), Text(f"{percent(row.flip_probability)} %", style="bold"), Text(interval), Text(t5d)
         )
-    table.caption = "Flips: how often the prediction differs between two frames."
+    table.caption = "\n".join(["Flips: how often the prediction differs between two frames.", *result.sequence_figures])
     yield table
 
 

@@ -92,6 +92,9 @@ def evaluate(
     ] = None,
     storage_jpeg: Annotated[int | None, opt(CORRUPTION, "Quality of a JPEG file in between; the published ImageNet-C has 85.")] = None,
     frost_dir: Annotated[Path | None, opt(CORRUPTION, "Folder of ImageNet-C's frost pictures. Default: procedural frost.")] = None,
+    baseline: Annotated[
+        Path | None, opt(CORRUPTION, "JSON of a baseline's errors and flip probabilities. Default: AlexNet's errors.")
+    ] = None,
     trained_on: Annotated[
         list[str] | None, opt(CORRUPTION, "An augmentation that the model was trained on, to be warned of overlap. Repeat.", negative="")
     ] = None,
@@ -150,6 +153,7 @@ def evaluate(
             corruptions=corruption or (),
             storage_jpeg=storage_jpeg,
             frost_dir=frost_dir,
+            baseline=None if baseline is None else str(baseline),
             trained_on=trained_on or (),
             eps=eps,
             norm=norm,

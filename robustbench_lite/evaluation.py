@@ -26,6 +26,7 @@ from .overlap import overlaps
 from .plan import Attack
 from .results import Condition, Goal, Result
 from .samples import Options
+from .sequences import read_rates
 from .session import Progress, Session
 from .shifts import described, remarks, sequences, shifts
 from .store import Store, explained
@@ -42,6 +43,7 @@ def evaluate(
     corruptions: str | Sequence[str] = (),
     storage_jpeg: int | None = None,
     frost_dir: str | Path | None = None,
+    baseline: str | None = None,
     trained_on: Sequence[str] = (),
     eps: float | str | Sequence[float | str] | None = None,
     norm: str | None = None,
@@ -77,6 +79,8 @@ def evaluate(
             published set of corrupted images (`imagenet-c:/path` as data) all that it holds, unless this chooses.
         storage_jpeg: quality of the JPEG files that corrupted images are to have gone through; those of ImageNet-C were stored at 85.
         frost_dir: folder of the frost pictures of the benchmark. None: frost is procedural, and named so.
+        baseline: JSON file of what a model's errors and flip probabilities are divided by: {"name": ..., "clean": 0.43, "errors": {"fog": 0.82},
+            "flip_probability": {"translate": 0.11}, "t5d": {"translate": 1.2}}. None: AlexNet's errors for ImageNet-C.
         trained_on: augmentations that the model was trained on, for a warning where they are what the corruptions do.
         eps: one or several radii, in [0, 1] pixel units (`8/255` as text is fine). None: the usual one of the data set.
         norm: linf, l2, l1 or l0. None: each attack's first.
@@ -169,7 +173,7 @@ def evaluate(
         *(each.condition for each in perturbed),
         *(job.condition for job in planned),
     ]
-    about_corruptions = described(shifted, images, classifier, storage_jpeg)
+    about_corruptions = described(shifted, images, storage_jpeg, baseline)
     digest, versions, device_used = classifier.digest, _versions(), local.described(where)
     identity = {
         "version": versions["robustbench-lite"],
@@ -195,11 +199,13 @@ def evaluate(
             "digest": images.digest,
             "n": len(images),
             "limit": limit,
+            "classes": images.classes,
             "source": images.source,
             "readout": images.readout is not None and isinstance(source, str),
             "class_names": None if images.class_names is None else list(images.class_names),
         },
         "corruptions": about_corruptions,
+        "sequence_rates": None if baseline is None or not perturbed else asdict(read_rates(baseline)),
         "conditions": [asdict(c) for c in conditions],
         "attacks": sorted({str(job.condition.attack) for job in planned}),
         "norm": sorted({str(job.condition.norm) for job in planned}),

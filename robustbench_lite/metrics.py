@@ -6,21 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .classifier import Images, Labels, Logits
-
-
-def proper_scores(logits: Logits, labels: Labels) -> tuple[Tensor, Tensor]:
-    """(B,) the negative logarithm of the label's probability, and Brier's score: the sum over classes of (probability - truth) squared.
-
-    Args:
-        logits: (B, K), or (B, 1) for a model that tells the classes 0 and 1 apart by their sign.
-    """
-    logits = logits.double()
-    if logits.shape[1] == 1:
-        logits = torch.cat([torch.zeros_like(logits), logits], 1)
-    log_probability = logits.log_softmax(1)
-    truth = functional.one_hot(labels, logits.shape[1])
-    return -log_probability.gather(1, labels[:, None])[:, 0], ((log_probability.exp() - truth) ** 2).sum(1)
+from .classifier import Images
 
 
 def ssim(x: Images, y: Images) -> Tensor:

@@ -279,6 +279,14 @@ class Result:
 
         return sequence_rows(self.sequenced)
 
+    @property
+    def sequence_figures(self) -> list[str]:
+        """What may be said of all perturbations together, one sentence a figure."""
+        from .sequences import Rates, sequence_figures
+
+        rates = self.config.get("sequence_rates")
+        return sequence_figures(self.sequences, None if rates is None else Rates(**rates))
+
     def write(self) -> Path:
         """Write `table.csv`, `samples.csv` and `report.html` into the run's folder; the path of the last."""
         from .registry import REPORTS

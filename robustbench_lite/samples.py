@@ -10,13 +10,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from .calibration import brier, negative_log_likelihood
 from .checks import checked, size_text
 from .classifier import Logits
 from .conditions import clean_criterion
 from .errors import DataError, RunMismatch
 from .judge import Judge
 from .labelled import LabelledImages, label_tensor
-from .metrics import proper_scores
 from .oracle import BAD_LOGITS, TROUBLE
 from .results import Goal, Verdict
 from .store import Store
@@ -211,5 +211,7 @@ class Samples:
         labels = self.labels(ids)
         if labels.dim() > 1:
             return [{} for _ in ids]
-        nll, brier = proper_scores(logits, labels)
-        return [{"nll": a, "brier": b} for a, b in zip(nll.tolist(), brier.tolist(), strict=True)]
+        if logits.shape[1] == 1:
+            logits = torch.cat([torch.zeros_like(logits), logits], 1)  # the classes 0 and 1, told apart by the sign
+        scores = zip(negative_log_likelihood(logits, labels).tolist(), brier(logits, labels).tolist(), strict=True)
+        return [{"nll": nll, "brier": squares} for nll, squares in scores]

@@ -170,8 +170,8 @@ def facts(logits: Tensor, against_first: bool, apart: int) -> tuple[int, int, fl
         InvalidEvaluation: there are NaN logits, or no pairs.
     """
     apart = 1 if against_first else apart
-    if logits.isnan().any():
-        raise InvalidEvaluation("the model's logits are NaN on frames of a perturbation sequence: evaluate it in float32")
+    if not logits.isfinite().all():
+        raise InvalidEvaluation("the model's logits are NaN or infinite on frames of a perturbation sequence, of which nothing can be said")
     if len(logits) <= apart:
         raise InvalidEvaluation(f"a sequence of {len(logits)} frames has no two that are {apart} apart")
     order = logits.argsort(stable=True, dim=1, descending=True)
@@ -239,7 +239,8 @@ class Rates:
 
 
 def read_rates(path: str | Path) -> Rates:
-    """Rates from a JSON file: `{"flip_probability": {"translate": 0.11, ...}, "t5d": {"translate": 1.2, ...}}`, either of the two or both.
+    """Rates from a JSON file: `{"flip_probability": {"translate": 0.11, ...}, "t5d": {"translate": 1.2, ...}}`, either of the two or both;
+    what else it holds is for others.
 
     They are not part of this package because no published file has them; measure them, or take the paper's.
 
@@ -254,7 +255,7 @@ def read_rates(path: str | Path) -> Rates:
     except (OSError, ValueError) as error:
         raise DataError(f"{where} cannot be read as JSON: {error}") from None
     form = 'write {"flip_probability": {"translate": 0.11, ...}, "t5d": {"translate": 1.2, ...}}'
-    if not isinstance(read, dict) or not read or set(read) - {"flip_probability", "t5d"}:
+    if not isinstance(read, dict) or not set(read) & {"flip_probability", "t5d"}:
         raise DataError(f"{where}: {form}")
     for kind, most in (("flip_probability", 1.0), ("t5d", math.inf)):
         table = read.setdefault(kind, {})
@@ -283,6 +284,27 @@ def mean_t5d(rows: Sequence[SequenceRow], alexnet: Mapping[str, float] | None = 
     """mT5D: as the mean flip rate, of the top-5 distance; None with fewer than five classes."""
     distances = {row.name: row.t5d for row in rows if row.t5d is not None}
     return _mean(distances, alexnet) if len(distances) == len(rows) else None
+
+
+def sequence_figures(rows: Sequence[SequenceRow], rates: Rates | None) -> list[str]:
+    """What may be said of all sequences together, one sentence a figure; nothing where they are not the ten of a benchmark, at one difficulty."""
+    found: list[str] = []
+    for title, ten in (("ImageNet-P", IMAGENET_P), ("CIFAR-P", CIFAR_P)):
+        for ending in ("", "@2", "@3"):
+            chosen = [row for name in ten for row in rows if row.name == name + ending]
+            if len(chosen) < len(ten):
+                continue
+            over = f"over the ten of {title}{f', difficulty {ending[1:]}' if ending else ''}"
+            found.append(f"mean flip probability {100 * mean_flip_rate(chosen):.2f} %, {over}")
+            if (t5d := mean_t5d(chosen)) is not None:
+                found.append(f"mean T5D {t5d:.3f}, {over}")
+            if rates is not None and rates.flip_probability:
+                found.append(
+                    f"mFR {100 * mean_flip_rate(chosen, rates.flip_probability):.1f} %: flip probabilities / those of the baseline, {over}"
+                )
+            if rates is not None and rates.t5d and (relative := mean_t5d(chosen, rates.t5d)) is not None:
+                found.append(f"mT5D {100 * relative:.1f} %: top-5 distances / those of the baseline, {over}")
+    return found
 
 
 def _mean(figures: Mapping[str, float], alexnet: Mapping[str, float] | None) -> float:

@@ -7,14 +7,15 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .baselines import read_baseline
 from .checks import checked
-from .classifier import Classifier, Images
+from .classifier import Images
 from .corrupting import Member, draws, exact, members
 from .errors import DataError, UsageError
 from .judge import Judge
@@ -128,21 +129,24 @@ def in_turn(chosen: Sequence[Shift]) -> Iterator[tuple[str, Sequence[Shift]]]:
             yield shift.condition.name, [shift]
 
 
-def described(chosen: Sequence[Shift], images: LabelledImages, classifier: Classifier, storage_jpeg: int | None) -> dict[str, Any] | None:
-    """What `run.json` says of the corruptions: of what size the images are, which published benchmark they can be put beside, if any."""
+def described(chosen: Sequence[Shift], images: LabelledImages, storage_jpeg: int | None, baseline: str | None) -> dict[str, Any] | None:
+    """What `run.json` says of the corruptions.
+
+    Args:
+        baseline: file of the errors that a model's are to be divided by.
+    """
     if not chosen:
         return None
     height, width = images[0][0].shape[1:]
     made = [shift.member for shift in chosen if isinstance(shift, Made)]
-    side = min(height, width)
-    published = "cifar-c" if side == 32 else "imagenet-c" if side in (224, 299) and classifier.classes == 1000 else None
+    benchmarks = {"imagenet-c": "imagenet-c", "cifar-10-c": "cifar-c", "cifar-100-c": "cifar-c"}
     return {
-        "published": published,
-        "read": not made,
+        "published": None if made else benchmarks.get(images.name),
         "storage_jpeg": storage_jpeg if made else None,
         "frost": next((member.frost for member in made if member.frost), None),
         "scaled_from": next((size for member in made if (size := member.scaled_from(height, width))), None),
         "size": [height, width],
+        "baseline": None if baseline is None else asdict(read_baseline(baseline)),
     }
 
 

@@ -6,7 +6,7 @@ import hashlib
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -59,6 +59,10 @@ class Streams:
     steps: Tensor | None
     device: torch.device
 
+    def take(self, rows: slice) -> Streams:
+        """The draws of some rows."""
+        return replace(self, rows=self.rows[rows], steps=None if self.steps is None else self.steps[rows])
+
     def uniform(self, stream: str, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
         """(B, *shape) float32, uniform in [low, high)."""
         return self._each(stream, lambda g: g.random(shape, dtype=np.float32)) * (high - low) + low
@@ -69,7 +73,8 @@ class Streams:
 
     def integers(self, stream: str, low: int, high: int, *shape: int) -> Tensor:
         """(B, *shape) int64, uniform in low..high - 1."""
-        return self._each(stream, lambda g: g.integers(low, high, shape))
+        small = np.uint8 if low >= 0 and high <= 256 else np.int64  # eight times as many from the same random bits
+        return self._each(stream, lambda g: g.integers(low, high, shape, dtype=small).astype(np.int64))
 
     def poisson(self, stream: str, levels: Tensor, rates: Tensor) -> Tensor:
         """Counts at the rates `rates[levels]`.

@@ -33,6 +33,9 @@ class Replayed(Streams):
         assert tuple(values.shape) == shape, f"{stream}: {tuple(values.shape)} given, {shape} asked for"
         return values.expand(len(self.rows), *shape)
 
+    def take(self, rows: slice) -> Streams:
+        return Replayed(len(self.rows[rows]), **self.given)  # type: ignore[attr-defined]
+
     def uniform(self, stream: str, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
         return self._given(stream, *shape)
 

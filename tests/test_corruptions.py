@@ -71,9 +71,10 @@ def test_any_size_any_severity_grey_or_in_colour(name: str, shape: tuple[int, in
         assert out.dtype == torch.uint8
 
 
+@pytest.mark.parametrize("size", [28, 32, 48, 96, 160])
 @pytest.mark.parametrize("name", NAMES)
-def test_every_severity_does_something(name: str) -> None:
-    image = photograph(32)
+def test_every_severity_does_something(name: str, size: int) -> None:
+    image = torch.nn.functional.interpolate(photograph(224), size=(size, size), mode="area")
     clean = (image * 255).round().to(torch.uint8)
     for severity in range(1, 6):
         assert not torch.equal(made(name, image, ["a"], severity), clean), severity
@@ -153,9 +154,10 @@ def test_jpeg_storage_is_applied_last() -> None:
     assert torch.equal(member("fog")(image, 3, draw, storage_jpeg=85), jpeg(plain, 85))
 
 
-def test_other_sizes_scale_from_224() -> None:
+def test_other_sizes_scale_from_the_nearest() -> None:
     blur = member("gaussian_blur")
-    assert blur.setting(1, 112, 200) == pytest.approx(0.5)
-    assert blur.scaled_from(112, 200) == 224
+    assert blur.setting(1, 168, 200) == pytest.approx(0.75)
+    assert (blur.scaled_from(168, 200), blur.scaled_from(1000, 600), blur.scaled_from(300, 300)) == (224, 224, 224)
+    assert (blur.scaled_from(28, 28), blur.scaled_from(48, 48), blur.scaled_from(96, 96)) == (32, 64, 64)
     assert blur.scaled_from(32, 40) is None
     assert blur.setting(1, 32, 40) == 0.4

@@ -227,13 +227,13 @@ def test_motion_follows_its_angle() -> None:
 
 
 def test_lengths_follow_the_image_size() -> None:
-    """Without parameters of its own, a size has those for 224 pixels, the lengths among them in proportion."""
-    assert member("gaussian_blur").setting(3, 112, 200) == 1.5
-    assert member("defocus_blur").setting(5, 112, 112) == (5, 0.25)
+    """Without parameters of its own, a size has those of the nearest that has them, the lengths among them in proportion."""
+    assert member("gaussian_blur").setting(3, 168, 200) == 2.25
+    assert member("defocus_blur").setting(5, 168, 168) == (7.5, 0.375)
     assert member("motion_blur").setting(1, 448, 448) == (20, 6)
-    assert member("glass_blur").setting(5, 112, 112) == (0.75, 2, 2)
-    assert member("glass_blur").setting(1, 56, 56)[1] == 1
-    assert member("zoom_blur").setting(5, 112, 112) == (11, 0.03)
-    assert member("gaussian_noise").setting(5, 112, 112) == 0.38
+    assert member("glass_blur").setting(5, 168, 168) == (1.125, 3, 2)
+    assert member("glass_blur").setting(1, 16, 16)[1] == 1
+    assert member("zoom_blur").setting(5, 168, 168) == (11, 0.03)
+    assert member("gaussian_noise").setting(5, 168, 168) == 0.38
     odd = replace(member("defocus_blur"), settings={224: [(21.3, 0.5)] * 5})
     assert odd(photograph(224)[:, :, :60, :90], 1, Replayed()).shape == (1, 3, 60, 90)

@@ -103,7 +103,7 @@ def test_refusals(tmp_path: Path) -> None:
         corrupt_folder(tmp_path / "empty", tmp_path / "out", ["fog"])
     with pytest.raises(UsageError, match="name a folder beside it"):
         corrupt_folder(source, source / "out", ["fog"])
-    with pytest.raises(UsageError, match="severity must be 1..5, got 6"):
+    with pytest.raises(UsageError, match=r"severity must be 1\.\.5, got 6"):
         corrupt_folder(source, tmp_path / "out", ["fog:severity=6"])
     with pytest.raises(UsageError, match=r"1\.\.100, got 0"):
         corrupt_folder(source, tmp_path / "out", ["fog"], storage_jpeg=0)

@@ -117,12 +117,12 @@ def test_all_has_95_conditions_and_shows_one_image_under_each() -> None:
     assert result.shown.keys() == {c.name for c in result.conditions}
     assert all(picture.startswith(b"\xff\xd8") for picture in result.shown.values())
     assert result.config["corruptions"] == {
-        "published": "cifar-c",
-        "read": False,
+        "published": None,
         "storage_jpeg": None,
         "frost": "procedural",
         "scaled_from": None,
         "size": [32, 32],
+        "baseline": None,
     }
 
 
@@ -142,7 +142,7 @@ def test_other_sizes_say_that_parameters_were_scaled() -> None:
     photo = torch.nn.functional.interpolate(photograph(32), size=(48, 60))
     model = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 3)).eval()
     result = rb.evaluate(model, (), from_arrays(photo, [0]), corruptions="fog:severity=1")
-    assert result.config["notes"] == ["corruptions have no published parameters for images of 48x60: those for 224 pixels were scaled"]
+    assert result.config["notes"] == ["corruptions have no published parameters for images of 48x60: those for 64 pixels were scaled"]
 
 
 def test_a_run_goes_on_and_refuses_other_settings(tmp_path: Path) -> None:
