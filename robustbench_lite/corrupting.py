@@ -30,7 +30,7 @@ ORIGINS = (224, 64, 32)
 """Image sizes whose parameters others are scaled from: the nearest as a ratio. Those of 224 would do nothing to an image of 28 pixels."""
 
 TOGETHER = 2**19
-"""Values of a batch that are corrupted together on a CPU: float64 of so many stays in its caches, measured to save a tenth to two fifths."""
+"""Values of a batch that are corrupted together on a CPU: in float64 so many stay in its caches, measured to save a tenth to two fifths."""
 
 
 class Corruption(Protocol):

@@ -79,8 +79,8 @@ def evaluate(
             published set of corrupted images (`imagenet-c:/path` as data) all that it holds, unless this chooses.
         storage_jpeg: quality of the JPEG files that corrupted images are to have gone through; those of ImageNet-C were stored at 85.
         frost_dir: folder of the frost pictures of the benchmark. None: frost is procedural, and named so.
-        baseline: JSON file of what a model's errors and flip probabilities are divided by: {"name": ..., "clean": 0.43, "errors": {"fog": 0.82},
-            "flip_probability": {"translate": 0.11}, "t5d": {"translate": 1.2}}. None: AlexNet's errors for ImageNet-C.
+        baseline: JSON file of what a model's errors and flip probabilities are divided by: {"name": ..., "clean": 0.43, "errors":
+            {"fog": 0.82}, "flip_probability": {"translate": 0.11}, "t5d": {"translate": 1.2}}. None: AlexNet's errors for ImageNet-C.
         trained_on: augmentations that the model was trained on, for a warning where they are what the corruptions do.
         eps: one or several radii, in [0, 1] pixel units (`8/255` as text is fine). None: the usual one of the data set.
         norm: linf, l2, l1 or l0. None: each attack's first.

@@ -115,7 +115,8 @@ def _coded(plane: Tensor, table: tuple[int, ...], quality: int) -> Tensor:
     steps = (torch.tensor(table) * scale + 50).div(100, rounding_mode="floor").clamp_(1, 255).view(8, 8).to(plane.device, torch.float64)
     cosines = _transform(plane.device)
     padded = _replicated(plane, -width % 8, -height % 8)
-    x = padded.unflatten(3, (-1, 8)).unflatten(2, (-1, 8)).transpose(3, 4).double() - 128  # (B, C, rows, columns, 8, 8)
+    rows, columns = padded.shape[2] // 8, padded.shape[3] // 8
+    x = padded.reshape(*plane.shape[:2], rows, 8, columns, 8).transpose(3, 4).double() - 128  # (B, C, rows, columns, 8, 8)
     # libjpeg goes forward along rows first, back along columns first, and rounds between the two.
     along_rows = _shifted(x @ cosines.T, 11)
     coefficients = _shifted(along_rows.mT @ cosines.T, 15).mT  # 8 times the cosine transform
