@@ -92,6 +92,10 @@ def _described(found: Registry, parsed: Spec, thing: Callable[..., Any]) -> str:
         value = getattr(thing, label, None)
         if value is not None and not isinstance(value, property):
             lines.append(f"{label}: {getattr(value, 'name', None) or (' '.join(value) if isinstance(value, tuple) else value)}")
+    settings = getattr(thing, "settings", None)
+    if settings:
+        rows = [("  image size", *(f"severity {severity}" for severity in range(1, 6)))]
+        lines += ["", *_columns([*rows, *((f"  {size}", *map(str, five)) for size, five in settings.items())])]
     parameters = registry.parameters(thing)
     if parameters:
         lines += ["", "parameters:"]

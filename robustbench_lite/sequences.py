@@ -287,7 +287,7 @@ def mean_t5d(rows: Sequence[SequenceRow], alexnet: Mapping[str, float] | None = 
 
 
 def sequence_figures(rows: Sequence[SequenceRow], rates: Rates | None) -> list[str]:
-    """What may be said of the ten of a benchmark together, one sentence a figure; nothing where they are not all there at one difficulty."""
+    """What may be said of the ten of a benchmark together, one sentence a figure; nothing where some are missing."""
     found: list[str] = []
     for title, ten in (("ImageNet-P", IMAGENET_P), ("CIFAR-P", CIFAR_P)):
         for ending in ("", "@2", "@3"):
