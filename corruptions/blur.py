@@ -49,7 +49,9 @@ class DefocusBlur:
     }
 
     def scaled(self, setting: tuple[float, float], factor: float) -> tuple[float, float]:
-        return setting[0] * factor, setting[1] * factor
+        radius, edge = setting
+        # a disk of less than one pixel would be that pixel, and blur nothing
+        return max(radius * factor, min(radius, 1.0)), edge * factor
 
     def __call__(self, x: Images, setting: tuple[float, float], draw: Streams) -> Tensor:
         kernel = _disk(*setting).to(x.device, x.dtype)

@@ -9,7 +9,7 @@ from torch.nn.functional import pad
 
 from robustbench_lite.classifier import Images
 from robustbench_lite.edges import ONE, canny, chamfer
-from robustbench_lite.filters import NUDGE, gaussian
+from robustbench_lite.filters import NUDGE, gaussian, kept_by_gaussian
 from robustbench_lite.registry import corruption
 from robustbench_lite.streams import Streams
 
@@ -86,7 +86,9 @@ class Spatter:
 
     def scaled(self, setting: Splash, factor: float) -> Splash:
         rims = setting.strength * factor if setting.mud else setting.strength
-        return setting._replace(sigma=setting.sigma * factor, strength=rims)
+        # A wider blur leaves less of the noise. That much more of it keeps as many drops above the threshold.
+        louder = kept_by_gaussian(setting.sigma) / kept_by_gaussian(setting.sigma * factor)
+        return setting._replace(deviation=setting.deviation * louder, sigma=setting.sigma * factor, strength=rims)
 
     def __call__(self, x: Images, setting: Splash, draw: Streams) -> Tensor:
         noise = draw.normal("drops", *x.shape[2:]).to(x.dtype) * setting.deviation + setting.mean

@@ -95,6 +95,7 @@ class CifarC:
             + (f", clean ones in {self.clean}" if self.clean else ", no clean ones"),
             variants=variants,
             has_clean=self.clean is not None,
+            benchmark="cifar-c",
         )
 
     def _clean(self, labels: Sequence[Any], preprocess: Preprocess | None, variants: Mapping[str, Any]) -> tuple[Packed, list[str]]:
@@ -148,6 +149,7 @@ class MedMnistC:
             "source": f"MedMNIST-C, {len(labels)} images under {len(files)} corruptions in {folder}"
             + (f", clean ones in {self.clean}" if self.clean else ", no clean ones"),
             "variants": variants,
+            "benchmark": "medmnist-c",
         }
         if self.clean is None:
             ids = content_ids(first.pixels[: len(labels)])

@@ -89,6 +89,7 @@ class CorruptedFolders:
             class_names=class_names() if self.classes == 1000 else None,
             variants=variants,
             has_clean=self.clean is not None,
+            benchmark="imagenet-c" if self.title == "ImageNet-C" else None,
         )
 
     def _index(self, names: list[str], place: Path) -> Mapping[str, int]:

@@ -52,14 +52,25 @@ def _applied(operator: Tensor, x: Tensor, dim: int, reach: int) -> Tensor:
 @lru_cache(maxsize=64)
 def _gaussian_operator(size: int, sigma: float, truncate: float, border: Border, dtype: torch.dtype, device: torch.device) -> Tensor:
     """(size, size), by which a column is blurred, border included. Dense: one product beats a pass a tap, unless sigma is small."""
-    radius = int(truncate * sigma + 0.5)
-    offsets = torch.arange(-radius, radius + 1)
-    weights = torch.exp(offsets.double() ** 2 / (-2 * sigma**2))
-    at = torch.arange(size)[:, None] + offsets
+    weights = _gaussian_weights(sigma, truncate)
+    radius = len(weights) // 2
+    at = torch.arange(size)[:, None] + torch.arange(-radius, radius + 1)
     folded = at % (2 * size)
     inside = at.clamp(0, size - 1) if border == "nearest" else torch.minimum(folded, 2 * size - 1 - folded)
-    operator = torch.zeros(size, size, dtype=torch.float64).scatter_add_(1, inside, (weights / weights.sum()).expand(size, -1))
+    operator = torch.zeros(size, size, dtype=torch.float64).scatter_add_(1, inside, weights.expand(size, -1))
     return operator.to(device, dtype)
+
+
+def _gaussian_weights(sigma: float, truncate: float) -> Tensor:
+    """(2 * radius + 1,) float64 with the sum 1."""
+    radius = int(truncate * sigma + 0.5)
+    weights = torch.exp(torch.arange(-radius, radius + 1).double() ** 2 / (-2 * sigma**2))
+    return weights / weights.sum()
+
+
+def kept_by_gaussian(sigma: float) -> float:
+    """The share of independent noise's standard deviation that `gaussian` leaves."""
+    return _gaussian_weights(sigma, 4.0).square().sum().item()
 
 
 def motion_blur(x: Tensor, radius: float, sigma: float, angle: Tensor) -> Tensor:

@@ -42,6 +42,7 @@ class LabelledImages(Sequence[tuple[Tensor, Label]]):
         readout: how the outputs of a model for ImageNet's 1000 classes become the classes of these data; None where they are the same.
         variants: the same images, in the same order, as they were published under named conditions such as `fog[3]`.
         has_clean: False where only variants were published; `pictures` are then the first of them.
+        benchmark: whose files the variants are, where figures of its own are known: `imagenet-c`, `cifar-c` or `medmnist-c`.
 
     Raises:
         DataError: labels, ids, groups, variants and images that do not fit each other or the class count.
@@ -60,6 +61,7 @@ class LabelledImages(Sequence[tuple[Tensor, Label]]):
     readout: Readout | None = None
     variants: Mapping[str, Pictures] = field(default_factory=dict)
     has_clean: bool = True
+    benchmark: str | None = None
 
     def __post_init__(self) -> None:
         if not len(self.pictures):

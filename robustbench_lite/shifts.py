@@ -139,9 +139,8 @@ def described(chosen: Sequence[Shift], images: LabelledImages, storage_jpeg: int
         return None
     height, width = images[0][0].shape[1:]
     made = [shift.member for shift in chosen if isinstance(shift, Made)]
-    benchmarks = {"imagenet-c": "imagenet-c", "cifar-10-c": "cifar-c", "cifar-100-c": "cifar-c"}
     return {
-        "published": None if made else benchmarks.get(images.name),
+        "published": None if made else images.benchmark,
         "storage_jpeg": storage_jpeg if made else None,
         "frost": next((member.frost for member in made if member.frost), None),
         "scaled_from": next((size for member in made if (size := member.scaled_from(height, width))), None),

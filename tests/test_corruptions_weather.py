@@ -114,10 +114,10 @@ def test_lengths_scale_with_the_image_and_nothing_else_does() -> None:
     snow, spatter, elastic, frost = (CORRUPTIONS.build(name) for name in ("snow", "spatter", "elastic_transform", "frost"))
     twice = {name: Member(name, built).setting(4, 448, 448) for name, built in [("snow", snow), ("spatter", spatter), ("frost", frost)]}
     assert twice["snow"] == snow.settings[224][3]._replace(radius=24, sigma=16)
-    assert twice["spatter"] == spatter.settings[224][3]._replace(sigma=2, strength=3)
+    assert twice["spatter"] == spatter.settings[224][3]._replace(deviation=pytest.approx(0.6, rel=0.001), sigma=2, strength=3)
     assert twice["frost"] == (0.65, 0.7, 2.0)
     assert Member("spatter", spatter).setting(1, 448, 448).strength == 0.6  # of water it is an opacity
-    assert Member("elastic", elastic).setting(5, 112, 200) == pytest.approx([122 * share for share in (0.12, 0.01, 0.02)])
+    assert Member("elastic", elastic).setting(5, 168, 200) == pytest.approx([183 * share for share in (0.12, 0.01, 0.02)])
 
 
 def test_plasma_is_the_mean_of_its_neighbours_on_a_torus() -> None:
@@ -142,6 +142,18 @@ def test_a_spattered_image_without_a_drop_is_unchanged() -> None:
     dry = Replayed(drops=np.full((32, 32), -1.0))
     for severity in range(1, 6):
         assert torch.equal(Member("spatter", CORRUPTIONS.build("spatter"))(x, severity, dry), (x * 255).round().byte())
+
+
+@pytest.mark.parametrize(("size", "published"), [(96, 64), (112, 64), (160, 224), (384, 224), (512, 224)])
+def test_as_much_is_spattered_at_every_size(size: int, published: int) -> None:
+    """Noise that is blurred more widely and not made louder has hardly a drop left: at 512 pixels a third of the change, or less."""
+
+    def change(side: int, severity: int) -> float:
+        grey = torch.full((6, 3, side, side), 0.25)
+        return (own("spatter", grey, severity) / 255 - grey).square().mean().sqrt().item()
+
+    for severity in range(1, 6):
+        assert change(size, severity) == pytest.approx(change(published, severity), rel=0.35), severity
 
 
 def test_chamfer_distances_are_the_shortest_paths() -> None:
