@@ -26,7 +26,8 @@ class GaussianBlur:
     }
 
     def scaled(self, setting: float, factor: float) -> float:
-        return setting * factor
+        # Below half a pixel hardly any of a Gaussian falls on the next pixels: then what these weigh is kept in proportion.
+        return setting * factor if setting * factor >= 0.5 else _edge(factor**2 * _variance(setting))
 
     def __call__(self, x: Images, setting: float, draw: Streams) -> Tensor:
         return gaussian(x, setting) + NUDGE
@@ -50,8 +51,11 @@ class DefocusBlur:
 
     def scaled(self, setting: tuple[float, float], factor: float) -> tuple[float, float]:
         radius, edge = setting
-        # a disk of less than one pixel would be that pixel, and blur nothing
-        return max(radius * factor, min(radius, 1.0)), edge * factor
+        if radius * factor >= 1:
+            return radius * factor, edge * factor
+        # A disk of less than one pixel would be that pixel, and blur nothing: the edge is to blur as much as both in proportion.
+        disk = radius**2 / 4 if radius >= 1 else 0.0
+        return radius * factor, _edge(factor**2 * (disk + _variance(edge)))
 
     def __call__(self, x: Images, setting: tuple[float, float], draw: Streams) -> Tensor:
         kernel = _disk(*setting).to(x.device, x.dtype)
@@ -62,6 +66,18 @@ class DefocusBlur:
         spectrum = torch.fft.rfft2(around) * torch.fft.rfft2(kernel, s=size).conj()
         blurred: Tensor = torch.fft.irfft2(spectrum, s=size)
         return blurred[:, :, : x.shape[2], : x.shape[3]] + NUDGE
+
+
+def _variance(sigma: float) -> float:
+    """Of three taps of a Gaussian, in square pixels."""
+    beside = math.exp(-1 / (2 * sigma**2))
+    return 2 * beside / (1 + 2 * beside)
+
+
+def _edge(variance: float) -> float:
+    """The sigma at which three taps have this variance, of 2/3 at most; their weights are whole 4096ths, so that white stays white."""
+    beside = max(1, round(min(variance, 0.6) / 2 * 4096)) / 4096
+    return math.sqrt(-1 / (2 * math.log(beside / (1 - 2 * beside))))
 
 
 def _disk(radius: float, edge: float) -> Tensor:

@@ -45,7 +45,7 @@ class CheckerboardCutout:
 class Lines:
     """Draws grey (128) lines of random places and directions, smoothed, two image sides long.
 
-    Parameter: their number, in tenths of the shorter side in pixels.
+    Parameter: their number, in tenths of the shorter side in pixels; there is one at least.
     """
 
     settings = {32: (0.5, 1.0, 1.5, 2.0, 2.5)}
@@ -55,7 +55,7 @@ class Lines:
         side = min(height, width)
         angle = draw.uniform("angle", 1, high=2 * math.pi).to(x)
         variation = draw.uniform("variation", 1, low=0.1, high=1.0).to(x)
-        right, down, turn = draw.uniform("lines", int(0.1 * setting * side), 3).to(x).unbind(2)
+        right, down, turn = draw.uniform("lines", max(1, int(0.1 * setting * side)), 3).to(x).unbind(2)
         angles = angle + 2 * math.pi * variation * (turn - 0.5)
         middles = torch.stack([right * height, down * width], 1)  # the published x is the row
         reach = side * torch.stack([angles.cos(), angles.sin()], 1)

@@ -29,9 +29,10 @@ class CausticRefraction:
         time = draw.uniform("time", 1, 1, low=0.5, high=2.0).to(x)
         size = draw.uniform("size", 1, 1, low=0.75, high=1.25).to(x) * side
         rows, columns = torch.arange(height).to(x)[:, None], torch.arange(width).to(x)
-        water = pad(gaussian(_caustics(rows / size, columns / size, time), 1.0, border="symmetric"), (1, 1, 1, 1))
-        down = water[:, 2:, 1:-1] - water[:, :-2, 1:-1]
-        right = water[:, 1:-1, 2:] - water[:, 1:-1, :-2]
+        grain = max(1.0, side / 224)  # published for a pixel of 224; in larger images pixels are finer, and slopes between them smaller
+        water = pad(gaussian(_caustics(rows / size, columns / size, time), grain, border="symmetric"), (1, 1, 1, 1))
+        down = grain * (water[:, 2:, 1:-1] - water[:, :-2, 1:-1])
+        right = grain * (water[:, 1:-1, 2:] - water[:, 1:-1, :-2])
         # Refracted as from a medium 4 times as dense: sin(out) = sin(in) / 4. Where the water is flat, light goes straight on.
         slope = torch.hypot(down, right)
         cosine = 1 / torch.hypot(slope, torch.ones_like(slope))

@@ -4,6 +4,7 @@ What ImageNet-C has is used with other parameters. `characters` of derma is left
 files hold images of 224 pixels; grey ones were corrupted as colour images and made grey again.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -69,16 +70,17 @@ class Gamma:
 class KernelBlur:
     """Blur by a Gaussian cut off early, as torchvision's `gaussian_blur` does; the setting is the kernel's side in pixels, odd.
 
-    The standard deviation is 0.15 sides + 0.35 pixels. The result is rounded, not truncated.
+    The standard deviation is 0.15 sides + 0.35 pixels. The result is rounded, not truncated. For images of other sizes than the published
+    a side may be a fraction, so that no two severities are the same: the kernel then has the next odd number of pixels, 3 at least.
     """
 
     settings = {224: (3, 5, 7, 9, 11)}
 
-    def scaled(self, setting: int, factor: float) -> int:
-        return 2 * max(1, round(setting // 2 * factor)) + 1
+    def scaled(self, setting: float, factor: float) -> float:
+        return setting * factor + max(0, factor - 1) * 0.35 / 0.15  # in larger images the deviation is in proportion
 
-    def __call__(self, x: Images, setting: int, draw: Streams) -> Pixels:
-        radius = setting // 2
+    def __call__(self, x: Images, setting: float, draw: Streams) -> Pixels:
+        radius = max(1, math.ceil((setting - 1) / 2))
         distance = torch.arange(-radius, radius + 1, dtype=torch.float64) / (0.15 * setting + 0.35)
         kernel = torch.exp(-distance.square() / 2)
         weights = (kernel / kernel.sum()).tolist()

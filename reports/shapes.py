@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from robustbench_lite.results import Result
-from robustbench_lite.shape_bias import Cues, shape_bias
+from robustbench_lite.shape_bias import Cues, cues, shape_bias
 
 CUE_CONFLICT = "cue-conflict"
 
@@ -27,14 +27,16 @@ class ShapeRow:
 
 
 def shape_rows(result: Result) -> list[ShapeRow]:
-    """One row for all images and one per category; none of a run on other images. Undecided images are left out."""
-    clean = [v for v in result.of("clean") if v.broken is not None]
-    if result.config["data"]["name"] != CUE_CONFLICT or not clean:
+    """One row for all images and one per category; none of a run on other images. An undecided image is a decision for neither cue."""
+    if result.config["data"]["name"] != CUE_CONFLICT:
         return []
-    found = shape_bias((v.sample_id, v.prediction) for v in clean)
-    return [_row("all", found), *(_row(name, cues) for name, cues in found.per_class.items())]
+    conflicts = [v for v in result.of("clean") if len(set(cues(v.sample_id))) == 2]
+    if not conflicts:
+        return []
+    found = shape_bias((v.sample_id, v.prediction if v.broken is not None else None) for v in conflicts)
+    return [_row("all", found), *(_row(name, counted) for name, counted in found.per_class.items())]
 
 
-def _row(category: str, cues: Cues) -> ShapeRow:
-    counts = (cues.n, cues.shape_correct, cues.texture_correct)
-    return ShapeRow(category, *counts, cues.bias, *cues.interval, cues.cue_accuracy, *cues.cue_interval)
+def _row(category: str, counted: Cues) -> ShapeRow:
+    counts = (counted.n, counted.shape_correct, counted.texture_correct)
+    return ShapeRow(category, *counts, counted.bias, *counted.interval, counted.cue_accuracy, *counted.cue_interval)

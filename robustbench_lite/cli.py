@@ -219,7 +219,7 @@ def corrupt(
     fresh: Annotated[bool, Parameter(help="Write everything again.", negative="")] = False,
     debug: Annotated[bool, Parameter(show=False, negative="")] = False,
 ) -> int:
-    """Write corrupted copies of a folder of pictures: TARGET/<corruption>/<severity>/<path in SOURCE>. An interrupted job goes on."""
+    """Write corrupted copies of a folder of pictures: `TARGET/<corruption>/<severity>/<path in SOURCE>`. An interrupted job goes on."""
     from .folders import corrupt_folder
 
     specs = [f"{spec}{',' if ':' in spec else ':'}severity={severity}" if severity else spec for spec in corruption]

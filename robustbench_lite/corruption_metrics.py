@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy.special import stdtrit
 
 from .baselines import ALEXNET, CIFAR10, PNEUMONIA, THE_15, Baseline
-from .stats import wilson
+from .stats import Z95, wilson
 
 if TYPE_CHECKING:
     from .results import Result, Verdict
@@ -21,6 +22,12 @@ if TYPE_CHECKING:
 SEVERITIES = (1, 2, 3, 4, 5)
 PROCEDURAL = "(procedural)"
 MEDICAL = ("pneumonia/", "retina/", "derma/")
+OTHER_IMAGES = {
+    "imagenet-real": "predictions are held to ReaL labels, those of the published figures to one class an image",
+    "imagenet-sketch": "the images are sketches, the published ones ImageNet's validation set",
+    "imagenet-v2": "the images are ImageNet-V2, the published ones ImageNet's validation set",
+}
+"""Data with ImageNet's 1000 classes that ImageNet-C was not made from, and what is different."""
 NO_PICTURES = "frost is procedural, without the pictures of the benchmark"
 STORED = 85
 """JPEG quality that the pictures of the published ImageNet-C were stored at."""
@@ -89,8 +96,9 @@ def weighted_error(cells: Sequence[Mapping[str, bool]], weights: Sequence[float]
 
     The same image stands in every condition, and its errors go together, so n images under 75 conditions are fewer than 75 n
     independent ones. How many they are is estimated from the variance v of the images' own weighted errors: p (1 - p) / v,
-    the effective sample size of a cluster sample, at least n and at most what independence would give; Wilson's interval is taken at that
-    size. Unlike a bootstrap or a normal interval it does not shrink to a point where every image is right.
+    the effective sample size of a cluster sample, at most what independence would give, made smaller by (normal quantile / Student's)^2
+    because v is itself an estimate from n images (Korn and Graubard, Survey Methodology 1998), and at least n; Wilson's interval is
+    taken at that size. Unlike a bootstrap or a normal interval it does not shrink to a point where every image is right.
 
     Args:
         cells: whether each image is wrong, by its id, one mapping per condition.
@@ -104,7 +112,9 @@ def weighted_error(cells: Sequence[Mapping[str, bool]], weights: Sequence[float]
     if len(paired) > 1:
         own = sum(w * np.fromiter((cell[key] for key in paired), float, len(paired)) for w, cell in zip(weight, cells, strict=True))
         spread = float(np.var(own, ddof=1)) / least
-        size = min(max(share * (1 - share) / spread, least), least / float((weight**2).sum())) if spread > 0 else size
+        sure = (Z95 / float(stdtrit(len(paired) - 1, 0.975))) ** 2
+        most = least / float((weight**2).sum())
+        size = max(sure * min(share * (1 - share) / spread, most), least) if spread > 0 else size
     share = min(share, 1.0)  # a sum of weights may exceed 1 by a rounding error
     low, high = wilson(share * size, size)
     return Estimate(share * sum(weights), low * sum(weights), high * sum(weights))
@@ -185,12 +195,14 @@ def corruptions(result: Result) -> Corruptions:
             found.setdefault(c.corruption, {})[c.severity] = by_condition[c.name]
     if not found:
         return Corruptions((), (), False, None)
-    baseline = _baseline(result, found)
     clean = by_condition.get("clean", [])  # published sets come without
-    medical = all(name.startswith(MEDICAL) for name in found)
+    medical = _about(result).get("published") == "medmnist-c" or all(name.startswith(MEDICAL) for name in found)
+    baseline = _baseline(result, medical)
     differences = _differences(result, found)
     rows = [_row(name, severities, clean, baseline, medical, differences) for name, severities in found.items()]
     reason = _no_mce(result, found) or (f"This mCE is not the published one: {'; '.join(differences)}." if differences else None)
+    if reason is None and baseline != ALEXNET and baseline is not None:
+        reason = f"There is no mCE: it divides by AlexNet's errors, and here they are divided by those of {baseline.name}."
     return Corruptions(rows, _figures(result, rows, found, baseline, medical, clean), reason is None, reason)
 
 
@@ -258,14 +270,14 @@ def _is_imagenet(result: Result) -> bool:
     return _about(result).get("published") == "imagenet-c" or result.config["data"].get("classes") == 1000
 
 
-def _baseline(result: Result, found: Iterable[str]) -> Baseline | None:
+def _baseline(result: Result, medical: bool) -> Baseline | None:
     """The user's own; else the one that the published figures of this benchmark are divided by; None where there is none."""
     given = _about(result).get("baseline")
     if given is not None:
         return Baseline(given["name"], given["clean"], given["errors"])
     if _is_imagenet(result):
         return ALEXNET
-    return PNEUMONIA if all(name.startswith("pneumonia/") for name in found) else None
+    return PNEUMONIA if medical and "pneumonia" in str(result.config["data"]["name"]).lower() else None
 
 
 def _differences(result: Result, found: Iterable[str]) -> list[str]:
@@ -273,7 +285,7 @@ def _differences(result: Result, found: Iterable[str]) -> list[str]:
     about = _about(result)
     if not _is_imagenet(result) or about.get("published") == "imagenet-c":
         return []
-    differences = []
+    differences = [OTHER_IMAGES[name]] if (name := result.config["data"]["name"]) in OTHER_IMAGES else []
     if f"frost{PROCEDURAL}" in found:
         differences.append(NO_PICTURES)
     if about.get("storage_jpeg") != STORED:
@@ -310,11 +322,13 @@ def _figures(
     figures = [_mean_error(wrong)]
     own = _about(result).get("baseline") is not None
     if own and baseline is not None and all(row.ce is not None for row in rows):
-        figures.append(
-            Figure("BE" if medical else "mCE", _percent(_mean_of([row.ce for row in rows])), f"errors / those of {baseline.name}")
-        )
+        # not `mCE`, which divides by AlexNet's
+        over = f", mean over {len(rows)} corruption{'s' if len(rows) > 1 else ''}"
+        meaning = f"errors / those of {baseline.name}{over}"
+        figures.append(Figure("BE" if medical else "mean CE", _percent(_mean_of([row.ce for row in rows])), meaning))
         if all(row.relative_ce is not None for row in rows):
-            name, meaning = ("rBE" if medical else "relative mCE"), f"what is added to the clean error / what {baseline.name} adds"
+            name = "rBE" if medical else "mean relative CE"
+            meaning = f"what is added to the clean error / what {baseline.name} adds{over}"
             figures.append(Figure(name, _percent(_mean_of([row.relative_ce for row in rows])), meaning))
         return figures
     if _no_mce(result, found) is None:

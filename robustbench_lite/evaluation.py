@@ -133,6 +133,8 @@ def evaluate(
         classifier, others = images.readout.applied(classifier), [images.readout.applied(other) for other in others]
     specs = [corruptions] if isinstance(corruptions, str) else list(corruptions)
     shifted, perturbed = shifts(specs, images, None if frost_dir is None else str(frost_dir)), sequences(specs)
+    if images.variants and (storage_jpeg is not None or frost_dir is not None):
+        raise UsageError(f"{images.name} was corrupted and stored by others: leave --storage-jpeg and --frost-dir out")
     if attacks is None:
         attacks = () if shifted or perturbed else ("pgd",)
     asked: list[str | Attack] = list(attacks) if isinstance(attacks, (list, tuple)) else [attacks]  # type: ignore[list-item]  # one alone

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import threading
 from collections import Counter
@@ -79,7 +80,7 @@ def corrupt_folder(
         storage_jpeg: write JPEG files of this quality (`optimize`, 4:2:0, as the published ones); None writes PNG.
         frost_dir: the benchmark's frost pictures.
         workers: processes; None: one per core.
-        fresh: write everything again.
+        fresh: remove what earlier runs wrote of the same corruptions, and whatever they wrote with other settings, and write again.
         progress: called with pictures done and pictures in all.
 
     Returns:
@@ -138,14 +139,15 @@ def _record(work: Work) -> None:
     settings: dict[str, Any] = {
         "preprocess": repr(work.preprocess),
         "storage_jpeg": work.storage_jpeg,
-        "frost": work.frost,
         "seed": work.seed,
     } | {member.name: repr(member.corruption) for member, _ in work.asked}
     try:
         work.target.mkdir(parents=True, exist_ok=True)
         before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        if work.fresh:
+            before = _without_old_files(work, before, settings)
         for key in before.keys() & settings.keys():
-            if before[key] != settings[key] and not work.fresh:
+            if before[key] != settings[key]:
                 raise RunMismatch(
                     f"{work.target} was made with another {key} ({before[key]} there, {settings[key]} here): "
                     "choose another folder, or --fresh to write everything again"
@@ -155,6 +157,23 @@ def _record(work: Work) -> None:
         raise UsageError(f"{work.target} cannot be written to ({error.strerror}): choose another folder") from error
     except ValueError as error:
         raise RunMismatch(f"{file} is damaged: choose another folder, or remove it and use --fresh") from error
+
+
+def _without_old_files(work: Work, before: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """What stays of a record after the files are gone that are to be written again, or that were made with other settings.
+
+    They go before the new settings are recorded: a job that is killed afterwards goes on without taking them for its own.
+    """
+    of_all = {"preprocess", "storage_jpeg", "seed"}
+    other = any(before[key] != settings[key] for key in of_all & before.keys())
+    asked = {member.name for member, _ in work.asked}
+    gone = (before.keys() - of_all) if other else {name for name in asked & before.keys() if before[name] != settings[name]}
+    folders = {work.target / name / str(severity) for name in gone for severity in range(1, 6)}
+    folders |= {work.target / member.name / str(severity) for member, severity in work.asked if member.name in before}
+    for folder in folders:
+        if folder.exists():
+            shutil.rmtree(folder)
+    return {key: value for key, value in before.items() if key not in (gone | of_all if other else gone)}
 
 
 Outcome = tuple[int, int, str | None]

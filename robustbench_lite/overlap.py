@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from .errors import UnknownName
+from .registry import CORRUPTIONS
+
 NOISES = ("gaussian_noise", "shot_noise", "speckle_noise", "impulse_noise", "iso_noise")
 BLURS = ("gaussian_blur", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur")
 
@@ -24,7 +27,7 @@ SEEN = {
     "gaussian_noise": NOISES,
     "gaussian_blur": BLURS,
 }
-"""Which corruptions look like an operation. Solarising looks like none of them."""
+"""Which corruptions look like an operation."""
 
 COLOURS = ("autocontrast", "equalize", "posterize")
 MOVES = ("rotate", "shear", "translate")
@@ -40,7 +43,10 @@ POLICIES = {
     "color-jitter": ("brightness", "contrast", "color"),
     "random-erasing": ("cutout",),
 }
-"""What the augmentations that have a name of their own are made of. Stylisation (SIN) and adversarial training repeat no corruption."""
+"""What the augmentations that have a name of their own are made of."""
+
+NOTHING = ("adversarial", "crop", "cutmix", "flip", "mixup", "solarize", "stylise")
+"""What repeats no corruption."""
 
 SPELLINGS = {
     "colour": "color",
@@ -62,11 +68,14 @@ def overlaps(trained_on: Sequence[str], corruptions: Sequence[str]) -> list[str]
     """Which augmentations of the training do the same as corruptions of the test, one sentence for each.
 
     Args:
-        trained_on: operations and policies, such as `contrast`, `shear_x`, `augmix`; what is not known repeats a corruption of its name.
+        trained_on: operations and policies, such as `contrast`, `shear_x`, `augmix`, or names of corruptions.
         corruptions: names of corruptions, those of suites (`pneumonia/gaussian_noise`, `brightness_up`) included.
 
     Returns:
         Sentences in the order of `trained_on`; none where nothing overlaps.
+
+    Raises:
+        UnknownName: an augmentation that nothing is known of, which would be no warning.
     """
     sentences = []
     for given in trained_on:
@@ -80,7 +89,11 @@ def overlaps(trained_on: Sequence[str], corruptions: Sequence[str]) -> list[str]
 def _operations(given: str) -> tuple[str, ...]:
     name = AXES.sub("", given.lower().replace("_", "-"))
     name = SPELLINGS.get(name, name)
-    return POLICIES.get(name, (name.replace("-", "_"),))
+    operations = POLICIES.get(name, (name.replace("-", "_"),))
+    known = {*SEEN, *POLICIES, *NOTHING, *CORRUPTIONS.names()}
+    if name not in POLICIES and operations[0] not in known:
+        raise UnknownName("augmentation", given, known)
+    return operations
 
 
 def _seen(operation: str) -> tuple[str, ...]:

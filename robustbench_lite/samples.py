@@ -68,7 +68,10 @@ def drawn(seed: int, what: str, sample_id: str) -> bytes:
 
 @dataclass
 class Samples:
-    """The images, by id. `probed` are the ids of the first few that could be read, `shape` is that of every image."""
+    """The images, by id. `probed` are the ids of the first few that could be read, `shape` is that of every image.
+
+    `known` are the ids of images of which a published set's conditions have recorded, in this session, what they were.
+    """
 
     images: LabelledImages
     store: Store
@@ -80,6 +83,7 @@ class Samples:
         self.order = sorted(ids, key=lambda key: drawn(options.shuffle_seed, "order", key))
         self.shape: torch.Size | None = None
         self.probed: list[str] = []
+        self.known: set[str] = set()
         self.outputs = 0  # of the model; known once it was asked
         self.kept = set(sorted(ids, key=lambda key: drawn(options.seed, "witness", key))[: options.witnesses])
 
@@ -125,7 +129,8 @@ class Samples:
 
     def same_answers(self, name: str, judge: Judge, probe: Tensor) -> None:
         """Refuse to go on with a model that answers otherwise than when the run began: its code may have changed, which no digest sees."""
-        known = {row: before for row, key in enumerate(self.probed) if (before := self.store.clean_said(key)) is not None}
+        asked = "clean" if self.images.has_clean else next(iter(self.images.variants))  # which the probe is of
+        known = {row: before for row, key in enumerate(self.probed) if (before := self.store.said(asked, key)) is not None}
         said = self.said(self.probed, self.answers(judge, self.probed, probe)) if known else []
         for row, was in known.items():
             if was[0] != said[row][0] or abs(was[1] - said[row][1]) > 1e-3:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -174,24 +174,25 @@ class Session:
         if len(done) > before:
             self.store.spend("clean", time.monotonic() - started)
         self.store.commit(now=True)
-        self._refuse([f"{a.id} ({a.unusable})" for a in answers.values() if a.unusable])
+        self._refuse({a.id: a.unusable for a in answers.values() if a.unusable})
         return answers
 
-    def _refuse(self, bad: Sequence[str]) -> None:
+    def _refuse(self, bad: Mapping[str, str]) -> None:
         if bad and self.options.on_bad_image == "fail":
+            first = [f"{key} ({reason})" for key, reason in bad.items()][:3]
             raise InvalidEvaluation(
-                f"{len(bad)} of {len(self.images)} images cannot be used: {', '.join(bad[:3])}{', ...' if len(bad) > 3 else ''}; "
+                f"{len(bad)} of {len(self.images)} images cannot be used: {', '.join(first)}{', ...' if len(bad) > 3 else ''}; "
                 "mend or remove them, or count them as not correct with --on-bad-image undecided"
             )
 
     def _shift(self, ids: Sequence[str]) -> None:
         """Ask about the images under every corruption."""
-        bad: list[str] = []
+        bad: dict[str, str] = {}
         for title, together in in_turn(self.shifts):
             wrong = sum(self.store.not_correct(shift.condition.name) for shift in together)
             shifted = Shifted(together, self.samples, self.store, self.judge, wrong=wrong, bad=bad)
             done = len(self.images) - len(ids)
-            waiting = [Answer(key, said=self.store.clean_said(key) or (None, 0.0)) for key in ids]
+            waiting = [Answer(key, said=self.store.said("clean", key) or (None, 0.0)) for key in ids]
             for batch in local.with_smaller_batches(shifted.ask, waiting, self.batch_size, self._shrunk):
                 done += len(batch)
                 self.progress(title, done, len(self.images), shifted.wrong)

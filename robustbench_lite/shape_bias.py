@@ -94,11 +94,11 @@ def cues(sample_id: str) -> tuple[str, str]:
     return match[1], match[2]
 
 
-def shape_bias(decisions: Iterable[tuple[str, int]]) -> ShapeBias:
+def shape_bias(decisions: Iterable[tuple[str, int | None]]) -> ShapeBias:
     """The shape bias of decisions; images whose two categories are one are left out.
 
     Args:
-        decisions: sample ids, and predictions as positions in CATEGORIES.
+        decisions: sample ids, and predictions as positions in CATEGORIES; None, where there was none, is for neither cue.
 
     Raises:
         DataError: an id that is none of a cue-conflict image, or no image with two categories.
@@ -108,7 +108,7 @@ def shape_bias(decisions: Iterable[tuple[str, int]]) -> ShapeBias:
     for sample_id, prediction in decisions:
         shape, texture = cues(sample_id)
         if shape != texture:
-            said = names[prediction]
+            said = None if prediction is None else names[prediction]
             counts[shape, "shape" if said == shape else "texture" if said == texture else "other"] += 1
     per_class = {
         name: Cues(counts[name, "shape"], counts[name, "texture"], sum(counts[name, cue] for cue in ("shape", "texture", "other")))

@@ -137,7 +137,7 @@ def described(chosen: Sequence[Shift], images: LabelledImages, storage_jpeg: int
     """
     if not chosen:
         return None
-    height, width = images[0][0].shape[1:]
+    height, width = _size(images)
     made = [shift.member for shift in chosen if isinstance(shift, Made)]
     return {
         "published": None if made else images.benchmark,
@@ -147,6 +147,20 @@ def described(chosen: Sequence[Shift], images: LabelledImages, storage_jpeg: int
         "size": [height, width],
         "baseline": None if baseline is None else asdict(read_baseline(baseline)),
     }
+
+
+def _size(images: LabelledImages) -> tuple[int, int]:
+    """Height and width of the first image that can be read.
+
+    Raises:
+        DataError: none can.
+    """
+    for position in range(len(images) - 1):
+        with suppress(DataError):  # which is dealt with where the image is asked about
+            height, width = images[position][0].shape[1:]
+            return height, width
+    height, width = images[len(images) - 1][0].shape[1:]
+    return height, width
 
 
 def remarks(about: Mapping[str, Any] | None) -> list[str]:
@@ -176,7 +190,7 @@ def _refuse_twice(conditions: Sequence[Condition]) -> None:
 class Shifted:
     """Asks a model about the images of a run under every shift, batch by batch.
 
-    `wrong` counts verdicts that are not correct, `bad` names images that cannot be read.
+    `wrong` counts verdicts that are not correct, `bad` says, by id, why images cannot be read.
     """
 
     shifts: Sequence[Shift]
@@ -184,7 +198,7 @@ class Shifted:
     store: Store
     judge: Judge
     wrong: int = 0
-    bad: list[str] = field(default_factory=list)
+    bad: dict[str, str] = field(default_factory=dict)
 
     def ask(self, waiting: Sequence[Answer], batch_size: int) -> Iterator[list[Answer]]:
         """Bring the verdicts that these images lack."""
@@ -205,6 +219,9 @@ class Shifted:
     def _known(self, batch: Sequence[Answer]) -> None:
         """Record which images these are, as the clean pass does where there is one."""
         for answer in batch:
+            if answer.id in self.samples.known:
+                continue  # once a session: conditions come one after the other, and each would read the first one's files again
+            self.samples.known.add(answer.id)
             with suppress(DataError):  # which is dealt with where the image is asked about
                 self.samples.same_image(answer.id, self.samples.load(answer.id))
 
@@ -218,7 +235,7 @@ class Shifted:
                     self.store.add(samples.undecided(name, replace(answer, trouble=str(error))))
                     self.wrong += 1
                 else:
-                    self.bad.append(f"{answer.id} ({error})")
+                    self.bad.setdefault(answer.id, str(error))
         if not loaded:
             return
         answers = [answer for answer, _ in loaded.values()]

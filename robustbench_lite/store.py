@@ -148,10 +148,10 @@ class Store:
         row = self._database.execute("SELECT image FROM samples WHERE sample_id = ?", (sample_id,)).fetchone()
         return None if row is None else str(row[0])
 
-    def clean_said(self, sample_id: str) -> tuple[Any, float] | None:
-        """The clean prediction and its confidence, None where they are not known."""
-        sql = "SELECT prediction, confidence FROM verdicts WHERE condition = 'clean' AND sample_id = ? AND broken IS NOT NULL"
-        row = self._database.execute(sql, (sample_id,)).fetchone()
+    def said(self, condition: str, sample_id: str) -> tuple[Any, float] | None:
+        """The prediction under a condition and its confidence, None where they are not known."""
+        sql = "SELECT prediction, confidence FROM verdicts WHERE condition = ? AND sample_id = ? AND broken IS NOT NULL"
+        row = self._database.execute(sql, (condition, sample_id)).fetchone()
         return None if row is None else (json.loads(row[0]), float(row[1]))
 
     def add(self, verdict: Verdict) -> None:

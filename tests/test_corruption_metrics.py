@@ -188,6 +188,23 @@ def test_images_that_differ_from_the_published_ones_have_a_star(about: dict[str,
     assert "procedural" in both[2].meaning
 
 
+@pytest.mark.parametrize(("name", "words"), [("imagenet-real", "ReaL labels"), ("imagenet-v2", "V2"), ("imagenet-sketch", "sketches")])
+def test_images_and_labels_that_imagenet_c_was_not_made_from_have_a_star(name: str, words: str) -> None:
+    result = run(ALL, data={"name": name})
+    assert set(figures(result)) == {"mean error", "mCE*", "relative mCE*"}
+    assert words in str(corruptions(result).reason)
+    assert not corruptions(result).comparable
+
+
+def test_a_baseline_of_the_users_own_gives_no_mce() -> None:
+    about = {"baseline": {"name": "ours", "clean": 0.1, "errors": dict.fromkeys(THE_15, 0.4)}}
+    for chosen in (about, {"baseline": about["baseline"] | {"errors": {"fog": 0.4}}}):
+        found = corruptions(run(ALL, about=chosen))
+        assert not found.comparable
+        assert "divided by those of ours" in str(found.reason)
+    assert figures(run(ALL, about=about)) == pytest.approx({"mean error": 50, "mean CE": 125, "mean relative CE": 250 / 3})
+
+
 def test_the_published_files_need_no_storage() -> None:
     assert corruptions(run(ALL, about={"published": "imagenet-c", "storage_jpeg": None, "size": None}, data={"classes": None})).comparable
 
@@ -263,6 +280,17 @@ def test_medical_corruptions_are_divided_by_their_baseline_in_balanced_errors() 
     assert (pixelate.ce, pixelate.baseline) == (None, None)
 
 
+def test_published_medical_files_have_balanced_errors_and_other_images_no_medical_baseline() -> None:
+    accuracies = {"gaussian_noise": [0.9, 0.8, 0.7, 0.6, 0.5]}
+    result = run(accuracies, 100, data={"name": "pneumoniamnist-c", "classes": None}, about={"published": "medmnist-c"})
+    result = replace(result, verdicts=[replace(v, label=int(int(v.sample_id) >= 80)) for v in result.verdicts])  # an unbalanced set
+    (row,) = corruption_rows(result)
+    assert row.balanced_error != pytest.approx(row.mean_error)
+    assert row.ce == pytest.approx((row.balanced_error or 0) / 0.4415)
+    others = run({f"pneumonia/{name}": at for name, at in accuracies.items()}, data={"name": "digits", "classes": 10})
+    assert [(row.ce, row.baseline) for row in corruption_rows(others)] == [(None, None)]
+
+
 def test_a_users_baseline_gives_be_and_rbe(tmp_path: Path) -> None:
     path = tmp_path / "baseline.json"
     path.write_text(json.dumps({"name": "AlexNet, ours", "clean": 0.1, "errors": {"fog": 0.4, "contrast_up": 0.2}}))
@@ -335,6 +363,16 @@ def test_intervals_hold_what_they_promise() -> None:
         got = weighted_error([cell((draw.random(60) < np.where(hard, 2 * p, 0)).tolist()) for p in shares], weights.tolist())
         hits += got.low is not None and got.high is not None and got.low <= weights @ shares <= got.high
     assert 0.92 <= hits / runs <= 0.99
+
+
+def test_intervals_hold_with_few_images() -> None:
+    draw = np.random.default_rng(3)
+    hits = 0
+    for _ in range(400):
+        share = draw.beta(2, 2, 5)
+        got = weighted_error([cell((draw.random(5) < share).tolist()) for _ in range(75)], [1 / 75] * 75)
+        hits += got.low is not None and got.high is not None and got.low <= 0.5 <= got.high
+    assert hits / 400 >= 0.92
 
 
 def test_conditions_with_other_images_fall_back_on_the_fewest() -> None:

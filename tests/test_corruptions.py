@@ -80,6 +80,32 @@ def test_every_severity_does_something(name: str, size: int) -> None:
         assert not torch.equal(made(name, image, ["a"], severity), clean), severity
 
 
+@pytest.mark.parametrize("size", [16, 28, 48, 100, 180])
+@pytest.mark.parametrize("suite", SUITE_NAMES)
+def test_no_severity_of_a_suite_is_next_to_nothing(suite: str, size: int) -> None:
+    """A grey level on average is what truncation does: the accuracy would be that on clean images."""
+    image = torch.nn.functional.interpolate(photograph(224), size=(size, size), mode="area").expand(4, -1, -1, -1)
+    clean = (image * 255).round()
+    for m, severity in members(suite):
+        change = m(image, severity, draws(0, m.name, severity, list("abcd"), CPU)) - clean
+        assert change.square().mean().sqrt() > 1, (m.name, severity)
+
+
+@pytest.mark.parametrize(
+    ("suite", "name"), [("medmnist-c-retina", "retina/defocus_blur"), ("medmnist-c-pneumonia", "pneumonia/gaussian_blur")]
+)
+@pytest.mark.parametrize("size", [28, 64, 128])
+def test_severities_of_small_medical_images_differ(suite: str, name: str, size: int) -> None:
+    image = torch.nn.functional.interpolate(photograph(224), size=(size, size), mode="area")
+    (blur,) = {m.name: m for m, _ in members(suite) if m.name == name}.values()
+    changes = [
+        (blur(image, severity, draws(0, name, severity, ["a"], CPU)) - (image * 255).round()).square().mean().item()
+        for severity in range(1, 6)
+    ]
+    assert len(set(changes)) >= 4  # of disks, two may cover the same pixels
+    assert changes == sorted(changes)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_settings_are_five_a_size(name: str) -> None:
     settings = CORRUPTIONS.build(name).settings

@@ -187,3 +187,13 @@ def test_an_accelerator_gives_the_same_but_for_rounding(name: str) -> None:
     there = corrupted(name, images.cuda(), 5).cpu()
     apart = (there.int() - corrupted(name, images, 5).int()).abs()
     assert (apart > 1).float().mean() < 1e-3
+
+
+@pytest.mark.parametrize("side", [300, 448])
+def test_caustics_light_large_images_as_much_as_those_of_the_published_size(side: int) -> None:
+    def change(size: int) -> float:
+        grey = torch.full((4, 3, size, size), 0.5)
+        lit = member("caustic_refraction")(grey, 3, draws(0, "caustic_refraction", 3, list("abcd"), grey.device))
+        return (lit - grey * 255).square().mean().sqrt().item()
+
+    assert change(side) == pytest.approx(change(224), rel=0.15)

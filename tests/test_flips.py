@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from robustbench_lite.errors import DataError, InvalidEvaluation, UsageError
 from robustbench_lite.sequences import (
+    IMAGENET_P,
     Rates,
     SequenceRow,
     SequenceVerdict,
@@ -22,6 +23,7 @@ from robustbench_lite.sequences import (
     mean_t5d,
     read_cifar_p,
     read_rates,
+    sequence_figures,
     sequence_rows,
 )
 
@@ -204,3 +206,16 @@ def test_published_files_that_cannot_be_used(tmp_path: Path, shape: tuple[int, .
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(DataError, match=message):
         read_cifar_p(tmp_path, "tilt")
+
+
+def test_figures_over_the_ten_of_a_benchmark() -> None:
+    ten = [row(f"p:{name}", 0.1, 2.0) for name in IMAGENET_P]
+    assert sequence_figures(ten[:9], None) == []
+    assert sequence_figures([*ten, row("p:shear", 0.9)], None) == [
+        "mean flip probability 10.00 %, over the ten of ImageNet-P",
+        "mean T5D 2.000, over the ten of ImageNet-P",
+    ]
+    rates = Rates(dict.fromkeys(IMAGENET_P, 0.2), {})
+    assert sequence_figures(ten, rates)[-1] == "mFR 50.0 %: flip probabilities / those of the baseline, over the ten of ImageNet-P"
+    harder = [row(f"p:{name}@2", 0.3) for name in IMAGENET_P]
+    assert sequence_figures(harder, None) == ["mean flip probability 30.00 %, over the ten of ImageNet-P, difficulty 2"]

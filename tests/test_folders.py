@@ -118,6 +118,23 @@ def test_refusals(tmp_path: Path) -> None:
         corrupt_folder(source, tmp_path / "out", ["fog"], workers=1)
 
 
+def test_fresh_leaves_nothing_of_other_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither where it is killed and gone on with, nor of corruptions that it was not asked for."""
+    source, out = pictures(tmp_path / "in", 4), tmp_path / "out"
+    corrupt_folder(source, tmp_path / "expected", ["fog:severity=1-2"], seed=1, workers=1)
+    corrupt_folder(source, out, ["fog:severity=1-2"], seed=0, workers=1)
+    with monkeypatch.context() as patched:
+        patched.setattr("robustbench_lite.folders._results", lambda *_: iter(()))  # killed before the first picture
+        corrupt_folder(source, out, ["fog:severity=1"], seed=1, workers=1, fresh=True)
+    assert corrupt_folder(source, out, ["fog:severity=1-2"], seed=1, workers=1) == (8, 0)
+    assert contents(out) == contents(tmp_path / "expected")
+    corrupt_folder(source, out, ["fog:severity=1"], seed=0, workers=1, fresh=True)
+    corrupt_folder(source, out, ["snow:severity=1"], seed=1, workers=1, fresh=True)
+    assert corrupt_folder(source, out, ["fog:severity=1-2"], seed=1, workers=1) == (8, 0)
+    assert corrupt_folder(source, out, ["snow:severity=1"], seed=1, workers=1) == (0, 4)
+    assert corrupt_folder(source, out, ["snow:severity=1"], seed=1, workers=1, fresh=True) == (4, 0)
+
+
 def test_a_bad_picture_is_named_and_the_others_are_done(tmp_path: Path) -> None:
     source = pictures(tmp_path / "in", 3)
     (source / "n00" / "broken.png").write_bytes(b"no picture")

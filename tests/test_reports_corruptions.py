@@ -21,7 +21,7 @@ from robustbench_lite.calibration import calibration_rows
 from robustbench_lite.corruption_metrics import corruption_rows, corruptions
 from robustbench_lite.registry import REPORTS
 from robustbench_lite.results import Condition, Result
-from robustbench_lite.shape_bias import CATEGORIES
+from robustbench_lite.shape_bias import CATEGORIES, cues
 
 PROCEDURAL = tuple("frost(procedural)" if name == "frost" else name for name in THE_15)
 
@@ -96,6 +96,16 @@ def test_new_columns_are_documented() -> None:
     for row in (corruption_rows(result)[0], calibration_rows(result)[0], result.sequences[0]):
         for name in vars(row):
             assert f"`{name}`" in text or re.fullmatch(r"accuracy_[2-4]", name), name
+
+
+def test_undecided_cue_conflicts_are_counted_and_a_run_without_conflicts_has_no_shape_bias(tmp_path: Path) -> None:
+    result = cue_conflict(tmp_path)
+    undecided = replace(result, verdicts=[replace(v, broken=None, prediction=None) for v in result.verdicts])
+    REPORTS.get("csv")(undecided)
+    whole = read(tmp_path / "shape_bias.csv")[0]
+    assert (whole["n"], whole["cue_accuracy"], whole["bias"]) == ("240", "0.0", "")
+    without = replace(result, verdicts=[v for v in result.verdicts if len(set(cues(v.sample_id))) == 1])
+    assert "Shape or texture" not in page(without)
 
 
 # HTML

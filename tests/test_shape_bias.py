@@ -63,6 +63,10 @@ def test_cue_accuracy_counts_either_cue_among_all_conflicts() -> None:
     assert measured.cue_interval == wilson(734, 1200)
 
 
+def test_an_undecided_image_is_a_decision_for_neither() -> None:
+    assert shape_bias([("bear/bear1-clock2.png", None), ("bear/bear2-cat1.png", NAMES.index("bear"))]).per_class == {"bear": Cues(1, 0, 2)}
+
+
 def test_images_of_one_category_are_left_out() -> None:
     agreeing = [(f"{name}/{name}{i}-{name}{i + 1}.png", NAMES.index(name)) for name in NAMES for i in range(5)]
     assert len(agreeing) == 80

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import nn
 
 import robustbench_lite as rb
 from robustbench_lite.corrupting import Member, draws
-from robustbench_lite.errors import InvalidEvaluation, RunMismatch, UsageError
+from robustbench_lite.errors import DataError, InvalidEvaluation, RunMismatch, UsageError
 from robustbench_lite.labelled import LabelledImages, from_arrays
 from robustbench_lite.registry import CORRUPTIONS
 
@@ -198,6 +199,68 @@ def test_a_published_set_is_read_whole_unless_chosen_from() -> None:
         rb.evaluate(model, None, data, corruptions="fog")
     with pytest.raises(UsageError, match="holds corrupted images only"):
         rb.evaluate(model, "pgd", data, eps=0.1)
+
+
+class Counted:
+    """Pictures that count how often each is read; those in `broken` cannot be."""
+
+    def __init__(self, pictures: torch.Tensor, broken: tuple[int, ...] = ()) -> None:
+        self.pictures, self.broken, self.reads = pictures, broken, [0] * len(pictures)
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int, /) -> torch.Tensor:
+        self.reads[index] += 1
+        if index in self.broken:
+            raise DataError(f"cannot read picture {index}")
+        return self.pictures[index]
+
+
+def test_conditions_of_a_published_set_do_not_read_each_others_files() -> None:
+    data = published(clean=False)
+    first = Counted(data.variants["fog[1]"])  # type: ignore[arg-type]  # a tensor here
+    rb.evaluate(net(), None, replace(data, pictures=first, variants={**data.variants, "fog[1]": first}))
+    # its own condition and the record of what it was, beside the probe and the picture's size
+    assert max(first.reads) <= 4
+    assert sum(first.reads) <= 2 * 6 + 4 + 1
+
+
+def test_a_first_image_that_cannot_be_read_is_undecided_as_any_other() -> None:
+    base = images(4)
+    data = replace(base, pictures=Counted(base.pictures, (0,)))  # type: ignore[arg-type]  # a tensor here
+    result = rb.evaluate(net(), (), data, corruptions="fog:severity=1", on_bad_image="undecided")
+    assert [v.broken is None for v in result.of("fog[1]")] == [True, False, False, False]
+
+
+def test_options_of_corruptions_made_here_are_refused_for_a_published_set(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="stored-c was corrupted and stored by others"):
+        rb.evaluate(net(), None, published(clean=False), storage_jpeg=85)
+    with pytest.raises(UsageError, match="stored-c was corrupted and stored by others"):
+        rb.evaluate(net(), None, published(clean=False), frost_dir=tmp_path)
+
+
+class Altered(Sharp):
+    """The same weights, and so the same digest, with other code around them."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return -super().forward(x)
+
+
+def test_a_published_set_without_clean_images_does_not_go_on_with_a_model_that_answers_otherwise(tmp_path: Path) -> None:
+    data = published(clean=False)
+    whole = rb.evaluate(net(), None, data, out=tmp_path / "run")
+    assert facts(rb.evaluate(net(), None, data, out=tmp_path / "run")) == facts(whole)
+    Altered.__name__ = Altered.__qualname__ = "Sharp"
+    with pytest.raises(RunMismatch, match=r"said .* when this run began"):
+        rb.evaluate(Altered().eval(), None, data, out=tmp_path / "run")
+
+
+def test_an_image_that_several_conditions_cannot_read_is_one_image() -> None:
+    data = published(clean=False)
+    variants = {name: Counted(pixels, (2,) if name != "fog[1]" else ()) for name, pixels in data.variants.items()}  # type: ignore[arg-type]
+    with pytest.raises(InvalidEvaluation, match=r"1 of 6 images cannot be used: i2 \(cannot read picture 2\); mend"):
+        rb.evaluate(net(), None, replace(data, pictures=variants["fog[1]"], variants=variants))
 
 
 def test_a_published_set_with_its_clean_images() -> None:

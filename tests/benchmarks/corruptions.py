@@ -13,25 +13,13 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 IMAGES, SIZE, ROUNDS = 32, 224, 3
-PEAK = """
-import resource, sys, torch
-import robustbench_lite as rb
-from robustbench_lite.labelled import from_arrays
-count = int(sys.argv[1])
-class Fresh:
-    def __len__(self): return count
-    def __getitem__(self, k): return torch.rand(3, 224, 224, generator=torch.Generator().manual_seed(k))
-from robustbench_lite.labelled import LabelledImages
-data = LabelledImages(Fresh(), [0] * count, [str(k) for k in range(count)])
-model = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(48, 10)).eval()
-rb.evaluate(model, (), data, corruptions=["motion_blur:severity=5", "elastic_transform:severity=1"], batch_size=32)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-"""
 
 
 def pictures() -> torch.Tensor:
@@ -77,13 +65,13 @@ def seconds(run: Callable[[str, int], None], name: str, severity: int) -> float 
     return time.perf_counter() - started
 
 
-def measured() -> list[str]:
-    """The lines of the table."""
+def speed() -> list[str]:
+    """A line for every corruption."""
     from robustbench_lite.corrupting import members
 
     x = pictures()
     runs: dict[str, Any] = {"ours": ours(x), "theirs": theirs(x)}
-    lines = ["| corruption | ours, ms an image | imagecorruptions, ms | ratio | slowest severity of ours, ms |", "|---|---|---|---|---|"]
+    lines = []
     totals = {"ours": 0.0, "theirs": 0.0}
     names = list(dict.fromkeys(member.name.removesuffix("(procedural)") for member, _ in members("all")))
     for name in names:
@@ -104,23 +92,50 @@ def measured() -> list[str]:
                 totals[who] += mean[who]
         beside = f"{mean['theirs']:.1f} | {mean['theirs'] / mean['ours']:.1f} x" if "theirs" in mean else "fails | "
         lines.append(f"| {name} | {mean['ours']:.1f} | {beside} | {max(took['ours']):.1f} |")
-        print(lines[-1], flush=True)
+        print(lines[-1], file=sys.stderr, flush=True)
     lines.append(
         f"| those of the 15 that it can run | {totals['ours']:.0f} | {totals['theirs']:.0f} | {totals['theirs'] / totals['ours']:.1f} x | |"
     )
     return lines
 
 
-def peak() -> list[str]:
-    """Peak memory of an evaluation over more and more images."""
-    lines = ["| images | peak memory, MB |", "|---|---|"]
+@dataclass(frozen=True)
+class Drawn:
+    """Pictures that are made when they are asked for, so that no data set is in memory."""
+
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.rand(3, SIZE, SIZE, generator=torch.Generator().manual_seed(index))
+
+
+def peak(count: int) -> None:
+    """Print the peak memory in MB of an evaluation of so many images."""
+    import robustbench_lite as rb
+    from robustbench_lite.labelled import LabelledImages
+
+    data = LabelledImages(Drawn(count), [0] * count, [str(k) for k in range(count)])
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, 10)).eval()
+    rb.evaluate(model, (), data, corruptions=["motion_blur:severity=5", "elastic_transform:severity=1"], batch_size=IMAGES)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def memory() -> list[str]:
+    """A line for each number of images: the batch is what has to be in memory, and not the data set."""
+    lines = []
     for count in (64, 256, 1024):
-        ran = subprocess.run([sys.executable, "-c", PEAK, str(count)], capture_output=True, text=True, check=True)
+        ran = subprocess.run([sys.executable, __file__, str(count)], stdout=subprocess.PIPE, text=True, check=True)
         lines.append(f"| {count} | {float(ran.stdout):.0f} |")
     return lines
 
 
 if __name__ == "__main__":
     torch.set_num_threads(2)
-    print("\n".join([*measured(), "", *peak()]))
-    print(f"peak of this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB")
+    what = sys.argv[1]
+    if what.isdigit():
+        peak(int(what))
+    else:
+        print("\n".join({"speed": speed, "memory": memory}[what]()))

@@ -112,6 +112,12 @@ def start_up(rounds: int = 5) -> list[str]:
     return lines
 
 
+def corruptions(what: str) -> list[str]:
+    """Speed beside another library, or memory: in a process of its own, with as many threads as it says."""
+    command = [sys.executable, "-W", "ignore", str(WORKER.with_name("corruptions.py")), what]
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
+
+
 PEERS = ("foolbox", "torchattacks", "adv_lib")
 
 
@@ -167,6 +173,16 @@ SECTIONS = {
         "Peak memory of two steps",
         "| task | variant | peak | over the bare loop |",
         lambda: peak_memory("resnet50, 64 images", ("bare", "prepared", "foolbox", "torchattacks"), 2),
+    ),
+    "corruptions": Section(
+        "Corruptions, 224 pixels, batches of 32, two threads, random draws included; wall time, mean over the severities",
+        "| corruption | ours, ms an image | imagecorruptions, ms | ratio | slowest severity of ours, ms |",
+        lambda: corruptions("speed"),
+    ),
+    "corruption-memory": Section(
+        "Peak memory of an evaluation under two corruptions, 224 pixels, batches of 32",
+        "| images | peak memory, MB |",
+        lambda: corruptions("memory"),
     ),
     "start": Section("Starting", "| command | median | range |", start_up),
 }
