@@ -29,6 +29,8 @@ OTHER_IMAGES = {
 }
 """Data with ImageNet's 1000 classes that ImageNet-C was not made from, and what is different."""
 NO_PICTURES = "frost is procedural, without the pictures of the benchmark"
+FEWEST = 5000
+"""Images that published figures are over: RobustBench's take so many of the 50,000."""
 STORED = 85
 """JPEG quality that the pictures of the published ImageNet-C were stored at."""
 
@@ -283,12 +285,14 @@ def _baseline(result: Result, medical: bool) -> Baseline | None:
 def _differences(result: Result, found: Iterable[str]) -> list[str]:
     """In what the images differ from those of the published ImageNet-C; nothing where they are those."""
     about = _about(result)
-    if not _is_imagenet(result) or about.get("published") == "imagenet-c":
+    if not _is_imagenet(result):
         return []
     differences = [OTHER_IMAGES[name]] if (name := result.config["data"]["name"]) in OTHER_IMAGES else []
+    if (images := result.config["data"]["n"]) < FEWEST:
+        differences.append(f"it is over {images:,} images, published ones are over {FEWEST:,} or 50,000")
     if f"frost{PROCEDURAL}" in found:
         differences.append(NO_PICTURES)
-    if about.get("storage_jpeg") != STORED:
+    if about.get("published") != "imagenet-c" and about.get("storage_jpeg") != STORED:
         differences.append(f"the corrupted images were not stored as JPEG {STORED}, as the published ones are (--storage-jpeg {STORED})")
     size = about.get("size") or [224, 224]
     if list(size) != [224, 224]:

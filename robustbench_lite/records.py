@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
+from sys import intern
 from typing import Any
 
 from . import witnesses
@@ -82,7 +83,10 @@ def _transferred(row: Sequence[Any]) -> TransferVerdict:
 
 
 def _verdict(row: Iterable[Any]) -> Verdict:
-    values = dict(zip(VERDICT_FIELDS, row, strict=True))
+    # the same few names and ids come with every row, and are to be in memory once
+    values: dict[str, Any] = {
+        name: intern(value) if isinstance(value, str) else value for name, value in zip(VERDICT_FIELDS, row, strict=True)
+    }
     values |= {name: json.loads(values[name]) for name in JSON_FIELDS}
     if values["broken"] is not None:
         values["broken"] = bool(values["broken"])

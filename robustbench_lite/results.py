@@ -42,7 +42,7 @@ class Condition:
     corruption: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there are millions of them
 class Verdict:
     """One line of the results: what one condition did to one image.
 

@@ -16,12 +16,13 @@ from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
+from scipy.special import stdtrit
 from torch import Tensor
 
 from .corrupting import SMALLEST, exact, levels, luma
 from .errors import BadSpec, DataError, InvalidEvaluation, UnknownName, UsageError
 from .registry import PERTURBATIONS, Spec
-from .stats import Z95, wilson
+from .stats import wilson
 from .streams import Streams
 
 Picture = Tensor
@@ -226,7 +227,7 @@ def _interval(rates: Sequence[float]) -> tuple[float, float]:
     if deviation == 0:
         # equal rates, most often no flip at all, tell nothing of their spread, which in [0, 1] is at most that of a proportion
         return wilson(round(mean * n), n)
-    half = Z95 * deviation / math.sqrt(n)
+    half = float(stdtrit(n - 1, 0.975)) * deviation / math.sqrt(n)
     return max(0.0, mean - half), min(1.0, mean + half)
 
 
@@ -298,11 +299,14 @@ def sequence_figures(rows: Sequence[SequenceRow], rates: Rates | None) -> list[s
             found.append(f"mean flip probability {100 * mean_flip_rate(chosen):.2f} %, {over}")
             if (t5d := mean_t5d(chosen)) is not None:
                 found.append(f"mean T5D {t5d:.3f}, {over}")
-            if rates is not None and rates.flip_probability:
+            if rates is not None and (missing := [row.name for row in chosen if row.name not in rates.flip_probability]):
+                found.append(f"no mFR {over}: the baseline has no flip probability for {', '.join(missing)}")
+            elif rates is not None:
                 found.append(
                     f"mFR {100 * mean_flip_rate(chosen, rates.flip_probability):.1f} %: flip probabilities / those of the baseline, {over}"
                 )
-            if rates is not None and rates.t5d and (relative := mean_t5d(chosen, rates.t5d)) is not None:
+            known = rates is not None and all(row.name in rates.t5d for row in chosen)
+            if known and rates is not None and (relative := mean_t5d(chosen, rates.t5d)) is not None:
                 found.append(f"mT5D {100 * relative:.1f} %: top-5 distances / those of the baseline, {over}")
     return found
 

@@ -212,6 +212,9 @@ class Session:
             self.progress(name, number, len(self.images), 0)
         self.store.spend(name, time.monotonic() - started)
         self.store.commit(now=True)
+        self._refuse(asked.bad)
+        if asked.bad:
+            self.notes.append(f"{name} is without the {len(asked.bad)} images that cannot be read: {', '.join(asked.bad)}")
 
     # ------------------------------------------------------------------ under attack
 

@@ -253,11 +253,13 @@ class Sequenced:
     """Asks a model about the frames of every perturbation, image by image.
 
     `wide` are the images before they were cropped, so that what moves into the picture is real; the run's own where there is no more.
+    `bad` names images that cannot be read.
     """
 
     wide: LabelledImages
     samples: Samples
     judge: Judge
+    bad: dict[str, str] = field(default_factory=dict)
 
     def ask(self, ids: Sequence[str], each: Perturbed) -> Iterator[SequenceVerdict]:
         """What the model says of the frames that a perturbation makes of these images."""
@@ -265,7 +267,11 @@ class Sequenced:
         assert samples.shape is not None
         size = (samples.shape[1], samples.shape[2])
         for key in ids:
-            picture = exact(checked(self.wide[samples.position[key]][0], key))
+            try:
+                picture = exact(checked(self.wide[samples.position[key]][0], key))
+            except DataError as error:
+                self.bad[key] = str(error)
+                continue
             draw = Streams(samples.options.seed, name, [(key, 0)], None, picture.device)
             x = frames(each.perturbation, picture, size, draw, each.difficulty).to(samples.options.device)
             logits = samples.answers(self.judge, [key] * len(x), x)

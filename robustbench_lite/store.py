@@ -156,7 +156,8 @@ class Store:
 
     def add(self, verdict: Verdict) -> None:
         # several right classes are a set, which is kept as a sorted list
-        values = [json.dumps(value, default=sorted) if name in JSON_FIELDS else value for name, value in vars(verdict).items()]
+        known = [(name, getattr(verdict, name)) for name in VERDICT_FIELDS]
+        values = [json.dumps(value, default=sorted) if name in JSON_FIELDS else value for name, value in known]
         self._database.execute(f"INSERT OR REPLACE INTO verdicts VALUES ({','.join('?' * len(values))})", values)
         self._database.execute("DELETE FROM survivors WHERE condition = ? AND sample_id = ?", (verdict.condition, verdict.sample_id))
 

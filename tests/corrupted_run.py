@@ -53,7 +53,7 @@ def corrupted(
             verdicts.append(Verdict(**known))
     published = {"published": None, "storage_jpeg": 85, "frost": "pictures", "scaled_from": None, "size": [224, 224]}
     config = {
-        "model": {"name": "toy"}, "data": {"name": "imagenet", "classes": 1000}, "notes": [], "goal": "first",
+        "model": {"name": "toy"}, "data": {"name": "imagenet", "classes": 1000, "n": 50_000}, "notes": [], "goal": "first",
         "corruptions": published | (about or {}), "command": "robust-eval --model toy --corruption imagenet-c",
     }  # fmt: skip
     shown = {c.name: picture(place) for place, c in enumerate(conditions) if c.kind != "attack"}

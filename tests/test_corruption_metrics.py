@@ -83,7 +83,7 @@ def run(
     published = {"published": None, "storage_jpeg": 85, "frost": "pictures", "scaled_from": None, "size": [224, 224]}
     config = {
         "model": {"name": "m"},
-        "data": {"name": "imagenet", "classes": 1000} | (data or {}),
+        "data": {"name": "imagenet", "classes": 1000, "n": 50_000} | (data or {}),
         "corruptions": published | (about or {}),
     }
     return Result(config, [c for c, _ in conditions], verdicts, {}, lambda *_: None)

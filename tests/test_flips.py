@@ -104,7 +104,7 @@ def test_rows_are_means_over_images_with_an_interval_over_images() -> None:
     tilt, scale = rows
     assert (tilt.condition, tilt.name, tilt.n) == ("p:tilt", "tilt", 3)
     assert (tilt.flip_probability, tilt.t5d) == (pytest.approx(0.4 / 3), 3.0)
-    half = 1.959964 * np.std([0, 0.1, 0.3], ddof=1) / 3**0.5
+    half = 4.302653 * np.std([0, 0.1, 0.3], ddof=1) / 3**0.5  # the 97.5 % point of Student's t with 2 degrees of freedom
     assert (tilt.ci_low, tilt.ci_high) == (0.0, pytest.approx(0.4 / 3 + half))
     assert scale.t5d is None
     assert scale.ci_low < scale.flip_probability < scale.ci_high

@@ -10,7 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict, astuple, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,7 @@ def test_every_field_of_a_verdict_comes_back(given_verdict: Verdict) -> None:
         store.add(given_verdict)
         (got,) = store.result().of(PGD.name)
     assert got == given_verdict
-    assert [type(v) for v in vars(got).values()] == [type(v) for v in vars(given_verdict).values()]
+    assert [type(v) for v in astuple(got)] == [type(v) for v in astuple(given_verdict)]
 
 
 def test_a_finished_run_is_read_from_its_folder(tmp_path: Path) -> None:
