@@ -267,6 +267,9 @@ def verify(
     unkept = f"; of {checked.not_kept} more broken images no witness was kept" if checked.not_kept else ""
     if checked.failures:
         raise WitnessRefuted(f"{len(checked.failures)} of {checked.holding + len(checked.failures)} witnesses do not hold{unkept}")
+    if not checked.holding:
+        print("no image was broken by an attack, so that there is no witness to check")
+        return 0
     print(f"all {checked.holding} witnesses hold{unkept}")
     return 0
 

@@ -13,6 +13,7 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from itertools import islice
 from multiprocessing import get_context, parent_process
 from pathlib import Path
@@ -76,7 +77,7 @@ def corrupt_folder(
 
     Args:
         corruptions: spec strings, such as `fog:severity=3` or `imagenet-c`.
-        size, resize: centre crop, and the shorter side before it; None leaves pictures as they are.
+        size, resize: centre crop, and the shorter side before it, in colour as the published ones; None leaves pictures as they are.
         storage_jpeg: write JPEG files of this quality (`optimize`, 4:2:0, as the published ones); None writes PNG.
         frost_dir: the benchmark's frost pictures.
         workers: processes; None: one per core.
@@ -137,6 +138,7 @@ def _record(work: Work) -> None:
     """Say in the target how it is made, or refuse one that was made otherwise."""
     file = work.target / RECORD
     settings: dict[str, Any] = {
+        "version": version("robustbench-lite"),  # another may draw otherwise
         "preprocess": repr(work.preprocess),
         "storage_jpeg": work.storage_jpeg,
         "seed": work.seed,

@@ -17,6 +17,7 @@ from .sequences import SequenceVerdict
 
 JSON_FIELDS = {"label", "clean_prediction", "prediction", "stages"}  # a class or one 0/1 per finding; a mapping
 TRANSFER_FIELDS = tuple(f.name for f in fields(TransferVerdict))
+NO_STAGES: dict[str, Any] = {}
 SEQUENCE_FIELDS = tuple(f.name for f in fields(SequenceVerdict))
 
 
@@ -88,6 +89,7 @@ def _verdict(row: Iterable[Any]) -> Verdict:
         name: intern(value) if isinstance(value, str) else value for name, value in zip(VERDICT_FIELDS, row, strict=True)
     }
     values |= {name: json.loads(values[name]) for name in JSON_FIELDS}
+    values["stages"] = values["stages"] or NO_STAGES
     if values["broken"] is not None:
         values["broken"] = bool(values["broken"])
     return Verdict(**values)

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol
 
-import numpy as np
 import torch
 from scipy.special import stdtrit
 from torch import Tensor
@@ -318,31 +317,3 @@ def _mean(figures: Mapping[str, float], alexnet: Mapping[str, float] | None) -> 
     if missing:
         raise UsageError(f"the AlexNet rates have no figure for {', '.join(missing)}: add it to the file")
     return statistics.fmean(figure / alexnet[name] if alexnet is not None else figure for name, figure in figures.items())
-
-
-def read_cifar_p(folder: str | Path, name: str, difficulty: int = 1) -> np.ndarray:
-    """The published frames of CIFAR-10-P or CIFAR-100-P.
-
-    Args:
-        folder: with one .npy file a perturbation.
-        name: of the perturbation, as in IMAGENET_P and EXTRA.
-        difficulty: of noise, which has a file for each.
-
-    Returns:
-        (N, T, 32, 32, 3) uint8, mapped and not read into memory.
-
-    Raises:
-        DataError: the file is missing, broken off or holds something else.
-    """
-    path = Path(folder) / f"{name}{f'_{difficulty}' if difficulty > 1 and name.endswith('_noise') else ''}.npy"
-    try:
-        read: np.ndarray = np.load(path, mmap_mode="r")
-    except FileNotFoundError:
-        raise DataError(
-            f"{path}: no such file; give the folder of CIFAR-10-P or CIFAR-100-P (https://github.com/hendrycks/robustness)"
-        ) from None
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path} is not a whole .npy file, download it again: {error}") from None
-    if read.dtype != np.uint8 or read.ndim != 5 or read.shape[1] < 2 or read.shape[2:] != (32, 32, 3):
-        raise DataError(f"{path} must hold (N, T, 32, 32, 3) uint8, N sequences of T frames; it holds {read.shape} {read.dtype}")
-    return read

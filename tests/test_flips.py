@@ -1,4 +1,4 @@
-"""What is counted along sequences of frames: flips, top-5 distances, rates; and the published frames."""
+"""What is counted along sequences of frames: flips, top-5 distances, rates."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from robustbench_lite.sequences import (
     facts,
     mean_flip_rate,
     mean_t5d,
-    read_cifar_p,
     read_rates,
     sequence_figures,
     sequence_rows,
@@ -172,40 +171,6 @@ def test_rates_that_cannot_be_used(tmp_path: Path, content: Any, message: str) -
         path.write_text(content if isinstance(content, str) else json.dumps(content))
     with pytest.raises(DataError, match=message):
         read_rates(path)
-
-
-# --------------------------------------------------------------------------------------------------------------- CIFAR-P
-
-
-def test_published_frames_are_mapped(tmp_path: Path) -> None:
-    published = np.random.default_rng(0).integers(0, 256, (3, 16, 32, 32, 3), dtype=np.uint8)
-    np.save(tmp_path / "translate.npy", published)
-    np.save(tmp_path / "shot_noise_2.npy", published)
-    read = read_cifar_p(tmp_path, "translate", 2)  # frames two apart of the one file
-    assert isinstance(read, np.memmap)
-    assert np.array_equal(read, published)
-    assert np.array_equal(read_cifar_p(tmp_path, "shot_noise", 2), published)
-    with pytest.raises(DataError, match=r"shot_noise\.npy: no such file"):
-        read_cifar_p(tmp_path, "shot_noise")
-
-
-@pytest.mark.parametrize(
-    ("shape", "dtype", "keep", "message"),
-    [
-        ((2, 16, 32, 32, 3), np.uint8, 5000, "is not a whole .npy file, download it again"),
-        ((2, 16, 32, 32, 3), np.uint8, 20, "is not a whole .npy file, download it again"),
-        ((2, 16, 32, 32, 3), np.uint8, 0, "is not a whole .npy file, download it again"),
-        ((32, 32, 32, 3), np.uint8, None, r"must hold \(N, T, 32, 32, 3\) uint8"),
-        ((2, 1, 32, 32, 3), np.uint8, None, "must hold"),
-        ((2, 16, 32, 32, 3), np.float32, None, "float32"),
-    ],
-)
-def test_published_files_that_cannot_be_used(tmp_path: Path, shape: tuple[int, ...], dtype: type, keep: int | None, message: str) -> None:
-    path = tmp_path / "tilt.npy"
-    np.save(path, np.zeros(shape, dtype))
-    path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(DataError, match=message):
-        read_cifar_p(tmp_path, "tilt")
 
 
 def test_figures_over_the_ten_of_a_benchmark() -> None:
