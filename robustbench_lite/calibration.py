@@ -135,11 +135,7 @@ def answers(verdicts: Sequence[Verdict]) -> tuple[list[float], list[bool]]:
 
 def calibration_rows(result: Result) -> list[CalibrationRow]:
     """One row per condition without an attack, in the run's order."""
-    by_condition: dict[str, list[Verdict]] = {c.name: [] for c in result.conditions if c.kind in ("clean", "corruption", "shift")}
-    for v in result.verdicts:
-        if v.condition in by_condition:
-            by_condition[v.condition].append(v)
-    rows = [calibration_row(name, verdicts) for name, verdicts in by_condition.items()]
+    rows = [calibration_row(c.name, result.of(c.name)) for c in result.conditions if c.kind in ("clean", "corruption", "shift")]
     return [row for row in rows if row is not None]
 
 

@@ -188,16 +188,13 @@ def corruption_rows(result: Result) -> list[CorruptionRow]:
 
 def corruptions(result: Result) -> Corruptions:
     """Everything that a run says of corruptions."""
-    by_condition: dict[str, list[Verdict]] = {}
-    for v in result.verdicts:
-        by_condition.setdefault(v.condition, []).append(v)
     found: dict[str, dict[int, list[Verdict]]] = {}
     for c in result.conditions:
         if c.kind == "corruption" and c.corruption is not None and c.severity is not None:
-            found.setdefault(c.corruption, {})[c.severity] = by_condition[c.name]
+            found.setdefault(c.corruption, {})[c.severity] = result.of(c.name)
     if not found:
         return Corruptions((), (), False, None)
-    clean = by_condition.get("clean", [])  # published sets come without
+    clean = result.of("clean")  # published sets come without
     medical = _about(result).get("published") == "medmnist-c" or all(name.startswith(MEDICAL) for name in found)
     baseline = _baseline(result, medical)
     differences = _differences(result, found)

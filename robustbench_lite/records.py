@@ -6,6 +6,7 @@ import json
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
+from functools import lru_cache
 from pathlib import Path
 from sys import intern
 from typing import Any
@@ -17,7 +18,6 @@ from .sequences import SequenceVerdict
 
 JSON_FIELDS = {"label", "clean_prediction", "prediction", "stages"}  # a class or one 0/1 per finding; a mapping
 TRANSFER_FIELDS = tuple(f.name for f in fields(TransferVerdict))
-NO_STAGES: dict[str, Any] = {}
 SEQUENCE_FIELDS = tuple(f.name for f in fields(SequenceVerdict))
 
 
@@ -83,13 +83,22 @@ def _transferred(row: Sequence[Any]) -> TransferVerdict:
     return TransferVerdict(**values | {name: bool(values[name]) for name in ("white_box", "wrong", "broken", "broken_8bit")})
 
 
+def _read(text: str) -> Any:
+    """A value of its own, or of the many that are a number or nothing, the same for all."""
+    return json.loads(text) if len(text) > 2 and text[0] in "[{" else _shared(text)
+
+
+@lru_cache(maxsize=2**16)
+def _shared(text: str) -> Any:
+    return json.loads(text)
+
+
 def _verdict(row: Iterable[Any]) -> Verdict:
     # the same few names and ids come with every row, and are to be in memory once
     values: dict[str, Any] = {
         name: intern(value) if isinstance(value, str) else value for name, value in zip(VERDICT_FIELDS, row, strict=True)
     }
-    values |= {name: json.loads(values[name]) for name in JSON_FIELDS}
-    values["stages"] = values["stages"] or NO_STAGES
+    values |= {name: _read(values[name]) for name in JSON_FIELDS}
     if values["broken"] is not None:
         values["broken"] = bool(values["broken"])
     return Verdict(**values)

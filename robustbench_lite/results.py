@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -247,7 +248,14 @@ class Result:
 
     def of(self, condition: str) -> list[Verdict]:
         """The verdicts of one condition, in the data set's order."""
-        return [v for v in self.verdicts if v.condition == condition]
+        return list(self._by_condition.get(condition, ()))
+
+    @cached_property
+    def _by_condition(self) -> Mapping[str, Sequence[Verdict]]:
+        found: dict[str, list[Verdict]] = {}
+        for v in self.verdicts:
+            found.setdefault(v.condition, []).append(v)
+        return found
 
     @property
     def table(self) -> pd.DataFrame:
@@ -255,11 +263,8 @@ class Result:
         import pandas as pd
 
         model, data = self.config["model"]["name"], self.config["data"]["name"]
-        by_condition: dict[str, list[Verdict]] = {c.name: [] for c in self.conditions}
-        for v in self.verdicts:
-            by_condition[v.condition].append(v)
-        right = {v.sample_id for v in by_condition.get("clean", ()) if v.broken is False}
-        rows = [table_row(c, by_condition[c.name], model, data, self.seconds.get(c.name, 0.0), right) for c in self.conditions]
+        right = {v.sample_id for v in self.of("clean") if v.broken is False}
+        rows = [table_row(c, self.of(c.name), model, data, self.seconds.get(c.name, 0.0), right) for c in self.conditions]
         return pd.DataFrame(rows, columns=list(TABLE_COLUMNS)).astype({"severity": "Int64"})
 
     @property
