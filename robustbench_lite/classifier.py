@@ -21,6 +21,12 @@ Logits = Tensor
 Labels = Tensor
 """(B,) int64 class indices, or (B, K) float 0/1 for a multi-label model."""
 
+
+def one_a_class(logits: Logits) -> Logits:
+    """(B, K), of a model with one output, whose sign tells the classes 0 and 1 apart, (B, 2)."""
+    return logits if logits.shape[1] > 1 else torch.cat([torch.zeros_like(logits), logits], 1)
+
+
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 
 

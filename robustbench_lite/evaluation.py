@@ -223,7 +223,7 @@ def evaluate(
         "notes": [
             *([] if bf16 or precision == "fp32" else ["this processor does not compute in bfloat16: searched in float32"]),
             *remarks(about_corruptions),
-            *overlaps(trained_on, sorted({str(shift.condition.corruption) for shift in shifted})),
+            *overlaps(trained_on, sorted({*(str(shift.condition.corruption) for shift in shifted), *(each.kind for each in perturbed)})),
         ],
         "created": _now(),
         "sessions": [{"started": _now(), "device": device_used, "versions": versions, "shuffle_seed": shuffle_seed}],

@@ -29,6 +29,9 @@ from .pictures import Files
 from .store import write_text
 
 RECORD = "corrupt.json"
+OF_ALL = frozenset({"version", "preprocess", "storage_jpeg", "seed"})
+"""What a record says of all files; its other entries are corruptions."""
+
 PARTIAL = ".partial"
 
 
@@ -166,16 +169,15 @@ def _without_old_files(work: Work, before: dict[str, Any], settings: dict[str, A
 
     They go before the new settings are recorded: a job that is killed afterwards goes on without taking them for its own.
     """
-    of_all = {"preprocess", "storage_jpeg", "seed"}
-    other = any(before[key] != settings[key] for key in of_all & before.keys())
+    other = any(before[key] != settings[key] for key in OF_ALL & before.keys())
     asked = {member.name for member, _ in work.asked}
-    gone = (before.keys() - of_all) if other else {name for name in asked & before.keys() if before[name] != settings[name]}
+    gone = (before.keys() - OF_ALL) if other else {name for name in asked & before.keys() if before[name] != settings[name]}
     folders = {work.target / name / str(severity) for name in gone for severity in range(1, 6)}
     folders |= {work.target / member.name / str(severity) for member, severity in work.asked if member.name in before}
     for folder in folders:
         if folder.exists():
             shutil.rmtree(folder)
-    return {key: value for key, value in before.items() if key not in (gone | of_all if other else gone)}
+    return {key: value for key, value in before.items() if key not in (gone | OF_ALL if other else gone)}
 
 
 Outcome = tuple[int, int, str | None]

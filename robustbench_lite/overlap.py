@@ -9,13 +9,13 @@ from .errors import UnknownName
 from .registry import CORRUPTIONS
 
 NOISES = ("gaussian_noise", "shot_noise", "speckle_noise", "impulse_noise", "iso_noise")
-BLURS = ("gaussian_blur", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur")
+BLURS = ("gaussian_blur", "kernel_blur", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur")
 
 SEEN = {
     "autocontrast": ("contrast", "fog"),
     "equalize": ("contrast", "fog"),
-    "contrast": ("contrast", "fog"),
-    "brightness": ("brightness",),
+    "contrast": ("contrast", "tonal_contrast", "fog"),
+    "brightness": ("brightness", "exposure"),
     "color": ("saturate",),
     "sharpness": BLURS,
     "posterize": ("color_quant",),

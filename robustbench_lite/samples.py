@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .calibration import brier, negative_log_likelihood
 from .checks import checked, size_text
-from .classifier import Logits
+from .classifier import Logits, one_a_class
 from .conditions import clean_criterion
 from .errors import DataError, RunMismatch
 from .judge import Judge
@@ -50,7 +50,8 @@ Said = tuple[Any, float]
 class Answer:
     """The clean answer to one image: logits (1, K), and what they say.
 
-    `unusable` says why the image could not be asked about, `trouble` why nothing can be said of it.
+    `unusable` says why the image could not be asked about, `trouble` why nothing can be said of it. `scores` has `nll` and `brier`, where a
+    label is one class.
     """
 
     id: str
@@ -59,6 +60,7 @@ class Answer:
     trouble: str | None = None
     said: Said = (None, 0.0)
     wrong: bool = False
+    scores: Mapping[str, float] = field(default_factory=dict)
 
 
 def drawn(seed: int, what: str, sample_id: str) -> bytes:
@@ -179,44 +181,38 @@ class Samples:
                     answers.append(Answer(key, unusable=str(error), trouble=str(error)))
             if loaded:
                 logits = self.answers(judge, list(loaded), torch.stack(list(loaded.values())).to(self.options.device))
-                rule = clean_criterion(self.labels(loaded), logits.shape[1])
-                wrong, finite = (rule.margin(logits) > 0).tolist(), logits.isfinite().all(1).tolist()
-                for row, ((key, image), said) in enumerate(zip(loaded.items(), self.said(loaded, logits), strict=True)):
+                for key, image in loaded.items():
                     self.same_image(key, image)
-                    trouble = None if finite[row] else TROUBLE[BAD_LOGITS]
-                    answers.append(Answer(key, logits[row : row + 1], None, trouble, said, wrong[row]))
+                answers += self._read(list(loaded), logits)
             yield answers
 
+    def _read(self, ids: Sequence[str], logits: Logits) -> list[Answer]:
+        """What logits (B, K) mean for the images with these ids."""
+        wrong = (clean_criterion(self.labels(ids), logits.shape[1]).margin(logits) > 0).tolist()
+        trouble = [None if finite else TROUBLE[BAD_LOGITS] for finite in logits.isfinite().all(1).tolist()]
+        each = zip(ids, logits[:, None].unbind(), trouble, self.said(ids, logits), wrong, self._scores(ids, logits), strict=True)
+        return [Answer(key, answer, None, reason, said, missed, scores) for key, answer, reason, said, missed, scores in each]
+
     def clean_verdict(self, answer: Answer) -> Verdict:
+        return self._plain("clean", answer, answer)
+
+    def plain_verdicts(self, condition: str, judge: Judge, clean: Sequence[Answer], x: Tensor) -> list[Verdict]:
+        """Verdicts on images x that were made, by nobody who knows the model, from those that it gave these answers to."""
+        ids = [answer.id for answer in clean]
+        answers = self._read(ids, self.answers(judge, ids, x))
+        return [self._plain(condition, before, answer) for before, answer in zip(clean, answers, strict=True)]
+
+    def _plain(self, condition: str, clean: Answer, answer: Answer) -> Verdict:
         if answer.trouble:
-            return self.undecided("clean", answer)
-        assert answer.logits is not None
-        return self._plain("clean", answer, answer.said, answer.wrong, self._scores([answer.id], answer.logits)[0])
-
-    def plain_verdicts(self, condition: str, judge: Judge, answers: Sequence[Answer], x: Tensor) -> list[Verdict]:
-        """Verdicts on images x that were made from those with these answers, by nobody who knows the model."""
-        ids = [answer.id for answer in answers]
-        logits = self.answers(judge, ids, x)
-        wrong = clean_criterion(self.labels(ids), logits.shape[1]).margin(logits) > 0
-        told = zip(
-            answers, self.said(ids, logits), wrong.tolist(), self._scores(ids, logits), logits.isfinite().all(1).tolist(), strict=True
-        )
-        return [
-            self._plain(condition, answer, said, broken, scores)
-            if finite
-            else self.undecided(condition, replace(answer, trouble=TROUBLE[BAD_LOGITS]))
-            for answer, said, broken, scores, finite in told
-        ]
-
-    def _plain(self, condition: str, answer: Answer, said: Said, wrong: bool, scores: Mapping[str, float]) -> Verdict:
-        return self.verdict(condition, answer, said, broken=wrong, broken_by=condition if wrong else None, forwards=1, **scores)
+            return self.undecided(condition, replace(clean, trouble=answer.trouble))
+        broken_by = condition if answer.wrong else None
+        return self.verdict(condition, clean, answer.said, broken=answer.wrong, broken_by=broken_by, forwards=1, **answer.scores)
 
     def _scores(self, ids: Sequence[str], logits: Logits) -> list[dict[str, float]]:
         """Per image `nll` and `brier`, nothing where a label is not one class."""
         labels = self.labels(ids)
         if labels.dim() > 1:
             return [{} for _ in ids]
-        if logits.shape[1] == 1:
-            logits = torch.cat([torch.zeros_like(logits), logits], 1)  # the classes 0 and 1, told apart by the sign
-        scores = zip(negative_log_likelihood(logits, labels).tolist(), brier(logits, labels).tolist(), strict=True)
+        of_classes = one_a_class(logits)
+        scores = zip(negative_log_likelihood(of_classes, labels).tolist(), brier(of_classes, labels).tolist(), strict=True)
         return [{"nll": nll, "brier": squares} for nll, squares in scores]

@@ -188,11 +188,11 @@ class Session:
     def _shift(self, ids: Sequence[str]) -> None:
         """Ask about the images under every corruption."""
         bad: dict[str, str] = {}
+        waiting = [Answer(key, said=self.store.said("clean", key) or (None, 0.0)) for key in ids] if self.shifts else []
         for title, together in in_turn(self.shifts):
             wrong = sum(self.store.not_correct(shift.condition.name) for shift in together)
             shifted = Shifted(together, self.samples, self.store, self.judge, wrong=wrong, bad=bad)
             done = len(self.images) - len(ids)
-            waiting = [Answer(key, said=self.store.said("clean", key) or (None, 0.0)) for key in ids]
             for batch in local.with_smaller_batches(shifted.ask, waiting, self.batch_size, self._shrunk):
                 done += len(batch)
                 self.progress(title, done, len(self.images), shifted.wrong)

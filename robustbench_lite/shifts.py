@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .baselines import read_baseline
 from .checks import checked
-from .classifier import Images
+from .classifier import Images, one_a_class
 from .corrupting import Member, draws, exact, members
 from .errors import DataError, UsageError
 from .judge import Judge
@@ -23,12 +23,9 @@ from .labelled import LabelledImages
 from .registry import Spec
 from .results import Condition
 from .samples import Answer, Samples
-from .sequences import Perturbation, SequenceVerdict, facts, frames, named
+from .sequences import SUITES, Perturbation, SequenceVerdict, facts, frames, named
 from .store import Store
 from .streams import Streams
-
-SEQUENCES = ("imagenet-p", "cifar-p", "p-all", "p")
-"""Names of specs that ask for sequences."""
 
 SHOWN = 96  # pixels on the longer side of the images that a report shows
 
@@ -74,6 +71,11 @@ class Perturbed:
     condition: Condition
     perturbation: Perturbation
     difficulty: int
+
+    @property
+    def kind(self) -> str:
+        """Without the difficulty: `translate`."""
+        return self.condition.name.removeprefix("p:").partition("@")[0]
 
 
 Shift = Made | Read
@@ -172,7 +174,7 @@ def remarks(about: Mapping[str, Any] | None) -> list[str]:
 
 
 def _is_sequence(spec: str) -> bool:
-    return Spec.parse(spec).name in SEQUENCES
+    return Spec.parse(spec).name in (*SUITES, "p")
 
 
 def _condition(name: str) -> Condition:
@@ -275,9 +277,7 @@ class Sequenced:
             draw = Streams(samples.options.seed, name, [(key, 0)], None, picture.device)
             x = frames(each.perturbation, picture, size, draw, each.difficulty).to(samples.options.device)
             logits = samples.answers(self.judge, [key] * len(x), x)
-            if logits.shape[1] == 1:
-                logits = torch.cat([torch.zeros_like(logits), logits], 1)  # the classes 0 and 1, told apart by the sign
-            flips, pairs, t5d, predictions = facts(logits, each.perturbation.against_first, each.difficulty)
+            flips, pairs, t5d, predictions = facts(one_a_class(logits), each.perturbation.against_first, each.difficulty)
             yield SequenceVerdict(name, key, flips, pairs, t5d, predictions)
 
 

@@ -164,3 +164,8 @@ def test_killed_and_interrupted_runs_go_on(robust_eval: CommandLine) -> None:
     assert len(robust_eval.broken("stopped")) < 96 * 300
     assert robust_eval(*asked, "--out", "stopped").code == 0
     assert robust_eval.broken("stopped") == robust_eval.broken("whole")
+
+
+def test_overlap_with_sequences_is_noted(inside: Callable[..., Ran], tmp_path: Path) -> None:
+    ran = inside("--model", "digits_cnn", "--limit", "2", "-c", "p:rotate", "--trained-on", "randaugment", "--out", tmp_path / "run")
+    assert "trained on randaugment, which does much the same as rotate" in ran.out

@@ -68,6 +68,17 @@ def test_processes_and_interruptions_change_nothing(tmp_path: Path) -> None:
     assert contents(tmp_path / "two") == whole
 
 
+def test_another_version_is_refused_and_fresh_starts_over(tmp_path: Path) -> None:
+    source, target = pictures(tmp_path / "in", 2), tmp_path / "out"
+    corrupt_folder(source, target, ["fog:severity=1", "contrast:severity=1"], workers=1)
+    record = target / "corrupt.json"
+    record.write_text(record.read_text().replace('"version": "', '"version": "older '))
+    with pytest.raises(RunMismatch, match="another version"):
+        corrupt_folder(source, target, ["fog:severity=1"], workers=1)
+    assert corrupt_folder(source, target, ["fog:severity=1"], workers=1, fresh=True) == (2, 0)
+    assert not (target / "contrast" / "1").exists()  # it may be drawn otherwise now
+
+
 def test_storage_as_jpeg_is_that_of_the_published_files(tmp_path: Path) -> None:
     source = pictures(tmp_path / "in", 2)
     corrupt_folder(source, tmp_path / "out", ["fog:severity=1"], storage_jpeg=85, workers=1)
