@@ -18,9 +18,9 @@ from .errors import DataError
 from .imagefolder import SUFFIXES, class_folders, class_indices
 from .labelled import LabelledImages
 from .pictures import Files
-from .published import as_published, found, usual_index
+from .published import as_published, found
 from .registry import data
-from .synsets import class_names
+from .synsets import class_names, usual_index
 
 ORDER = (
     "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "snow", "frost", "fog",

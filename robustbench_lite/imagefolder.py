@@ -12,7 +12,7 @@ from .classifier import Preprocess
 from .errors import DataError
 from .labelled import LabelledImages
 from .pictures import Files
-from .synsets import imagenet_synsets
+from .synsets import usual_index
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}
 SPLITS = {"train", "training", "val", "valid", "validation", "test"}
@@ -84,7 +84,7 @@ def class_indices(names: list[str], mapping: str | Mapping[str, int] | None, fol
     if all(name.isdecimal() for name in names):
         return {name: int(name) for name in names}
     if all(SYNSET.fullmatch(name) for name in names):
-        usual = {name: number for number, name in enumerate(imagenet_synsets())}
+        usual = usual_index()
         unknown = [name for name in names if name not in usual]
         if not unknown:
             return usual  # whole, as above

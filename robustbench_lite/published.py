@@ -17,7 +17,7 @@ from .pictures import Files
 from .readout import Groups, Readout, Subset
 from .registry import data
 from .shape_bias import CATEGORIES, TEXTURE_VS_SHAPE
-from .synsets import bundled, class_names, imagenet_synsets, subset_indices
+from .synsets import bundled, class_names, imagenet_synsets, subset_indices, usual_index
 
 VALIDATION = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG", re.IGNORECASE)
 VALIDATION_SIZE = 50_000
@@ -74,11 +74,6 @@ class Folder:
             class_names=self.class_names,
             readout=self.readout,
         )
-
-
-def usual_index() -> dict[str, int]:
-    """The class indices of ImageNet's 1000 synsets."""
-    return {synset: number for number, synset in enumerate(imagenet_synsets())}
 
 
 def _of_200(path: str, letter: str, origin: str) -> Folder:

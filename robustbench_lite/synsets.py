@@ -30,6 +30,11 @@ def imagenet_synsets() -> tuple[str, ...]:
     return tuple(bundled("imagenet_synsets.txt").read_text(encoding="utf-8").split())
 
 
+def usual_index() -> dict[str, int]:
+    """The class index of each of the 1000 synsets."""
+    return {synset: number for number, synset in enumerate(imagenet_synsets())}
+
+
 @cache
 def class_names() -> tuple[str, ...]:
     """The first word for each of the 1000 classes, such as `tench`."""
