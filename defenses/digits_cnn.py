@@ -12,9 +12,7 @@ from torch import nn
 
 from robustbench_lite.checkpoints import load_into, read_state_dict
 from robustbench_lite.classifier import Classifier, Preprocess
-from robustbench_lite.registry import model
-
-from .architectures import architecture
+from robustbench_lite.registry import architecture, model
 
 CHECKPOINT = Path(__file__).with_suffix(".safetensors")
 
@@ -22,27 +20,16 @@ MEAN, STD = (0.305,) * 3, (0.323,) * 3  # of the pixels of the 897 training imag
 
 
 @architecture("digits_cnn")
-def untrained(classes: int) -> Classifier:
-    """Three convolutions of stride 2 with BatchNorm and ReLU, and one linear layer; input (B, 3, 32, 32) in [0, 1].
-
-    0.9 million multiply-adds an image and, with 10 classes, 35 thousand weights.
-    """
+def untrained(classes: int, channels: int = 3) -> nn.Module:
+    """Three convolutions of stride 2 with BatchNorm and ReLU, and one linear layer; 32 x 32 images, 35 thousand weights for 10 classes."""
     layers: dict[str, nn.Module] = {
-        "block1": _block(3, 16, kernel=5),
+        "block1": _block(channels, 16, kernel=5),
         "block2": _block(16, 32, kernel=3),
         "block3": _block(32, 64, kernel=3),
         "flatten": nn.Flatten(),
         "head": nn.Linear(64 * 4 * 4, classes),
     }
-    return Classifier(
-        nn.Sequential(OrderedDict(layers)).eval(),
-        mean=MEAN,
-        std=STD,
-        preprocess=Preprocess(size=(32, 32), resize=None),
-        classes=classes,
-        name="digits_cnn",
-        data="digits",
-    )
+    return nn.Sequential(OrderedDict(layers))
 
 
 def _block(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
@@ -57,6 +44,14 @@ def _block(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
 @model("digits_cnn")
 def digits_cnn() -> Classifier:
     """A 140 kB network for the bundled digits, trained without any defense; 10 classes."""
-    classifier = untrained(classes=10)
+    classifier = Classifier(
+        untrained(classes=10).eval(),
+        mean=MEAN,
+        std=STD,
+        preprocess=Preprocess(size=(32, 32), resize=None),
+        classes=10,
+        name="digits_cnn",
+        data="digits",
+    )
     load_into(classifier.model, read_state_dict(CHECKPOINT), CHECKPOINT, "digits_cnn", classes=10)
     return classifier

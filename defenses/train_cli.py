@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -16,14 +14,11 @@ from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 
 from robustbench_lite.errors import RobustEvalError, UsageError
-from robustbench_lite.stats import wilson
 
-from .recipe import Recipe
+from .request import Request
 
 if TYPE_CHECKING:
-    import torch
-
-    from .training import Report
+    from .training import Epoch
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
@@ -41,42 +36,36 @@ app = App(
 @app.default
 def robust_train(
     *,
-    out: Path,
-    data: str = "digits",
-    model: str = "digits_cnn",
-    recipe: Annotated[Recipe, Parameter(name="*")] = Recipe(),  # noqa: B008 - frozen, so that it can be shared
+    request: Annotated[Request, Parameter(name="*")],
     device: Device = "auto",
     force: bool = False,
+    fresh: bool = False,
     debug: bool = False,
 ) -> None:
-    """Train a classifier on the training split of a data set, test it on the test split, and write a checkpoint.
+    """Train a classifier on the training split of a data set, test it on the test split, and write a checkpoint for robust-eval.
 
-    Example: robust-train --data digits --out digits.safetensors
+    Example: robust-train --data digits --defense pgd-at --out digits.safetensors
+
+    A training that was interrupted goes on when the same command is given again.
 
     Args:
-        out: the .safetensors file to write; one that exists is kept unless --force is given.
-        data: a data set with a training and a test split: digits, cifar10:FOLDER, cifar100:FOLDER.
-        model: the architecture.
         device: auto takes cuda, then mps, then cpu.
         force: overwrite --out.
+        fresh: start over instead of going on with an interrupted training.
         debug: show the traceback of an error.
     """
-    _check(out, force)
+    _check(request.out, force)
 
-    from .architectures import find_architecture
-    from .standard import Standard
-    from .training import count_correct, save, splits, train
+    from robustbench_lite.engines.local import pick_device, tune_process
 
-    architecture = find_architecture(model)
-    target = _device(device)
-    train_images, test_images = splits(data)
-    with _progress(recipe.epochs) as report:
-        classifier = train(architecture, train_images, Standard(), recipe, target, report)
-    correct, n = count_correct(classifier, test_images), len(test_images)
-    settings = {"data": data, "model": model} | asdict(recipe) | {"device": target.type, "out": out}
-    save(classifier, out, _facts(settings, correct / n))
-    low, high = wilson(correct, n)
-    print(f"{out}: {correct} of {n} test images right, {correct / n:.2%} [{low:.2%}, {high:.2%}]")
+    from .job import run_job
+    from .world import joined
+
+    tune_process()
+    with joined(pick_device(device)) as world, _progress(world.first) as report:
+        said = run_job(request, world, report, fresh=fresh)
+    if said:
+        print(said)
 
 
 def _check(out: Path, force: bool) -> None:
@@ -93,45 +82,22 @@ def _check(out: Path, force: bool) -> None:
         raise UsageError(f"--out {out} exists already: choose another name, or add --force to overwrite it")
 
 
-def _device(name: Device) -> torch.device:
-    import torch
-
-    usable = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        return torch.device(next(kind for kind, there in usable.items() if there))
-    if not usable[name]:
-        raise UsageError(f"--device {name}: this machine has none that PyTorch can use; try --device auto")
-    return torch.device(name)
-
-
-def _facts(settings: dict[str, object], accuracy: float) -> dict[str, str]:
-    """What a checkpoint says about itself; its command names every setting, so that it holds when a default changes."""
-    import torch
-
-    flags = [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", str(value))]
-    return {
-        "model": str(settings["model"]),
-        "data": str(settings["data"]),
-        "command": shlex.join(["robust-train", *flags]),
-        "seed": str(settings["seed"]),
-        "test_accuracy": f"{accuracy:.4f}",
-        "torch": torch.__version__,
-    }
-
-
 @contextmanager
-def _progress(epochs: int) -> Iterator[Report]:
-    """A bar on a terminal, else ten lines; on stderr."""
+def _progress(first: bool) -> Iterator[Callable[[Sequence[Epoch], int], None]]:
+    """A bar on a terminal, else some twenty lines; on stderr, and of one process only."""
     from rich.progress import Progress, TimeElapsedColumn
 
-    console = Console(stderr=True)
-    with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("training", total=epochs)
+    console = Console(stderr=True, quiet=not first)
+    columns = (*Progress.get_default_columns(), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not (first and console.is_terminal)) as bar:
+        task = bar.add_task("training", total=None)
 
-        def report(epoch: int, loss: float) -> None:
-            bar.update(task, completed=epoch, description=f"training, loss {loss:.3f}")
-            if not console.is_terminal and (epoch % max(1, epochs // 10) == 0 or epoch in (1, epochs)):
-                console.print(f"epoch {epoch} of {epochs}, loss {loss:.4f}", highlight=False)
+        def report(epochs: Sequence[Epoch], of: int) -> None:
+            last = epochs[-1]
+            held_out = "" if last.clean is None else f", held out {last.clean:.1%} clean, {last.attacked:.1%} attacked"
+            bar.update(task, completed=last.number, total=of, description=f"training, loss {last.loss:.3f}{held_out}")
+            if not console.is_terminal and (last.number % max(1, of // 20) == 0 or last.number in (1, of)):
+                console.print(f"epoch {last.number} of {of}, loss {last.loss:.4f}{held_out}", highlight=False)
 
         yield report
 
@@ -151,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _say(f"{error} See robust-train --help.")
         return 2
     except KeyboardInterrupt:
-        _say("interrupted; nothing was written")
+        _say("interrupted; the same command goes on where it stopped")
         return 130
     except Exception:
         traceback.print_exc()

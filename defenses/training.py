@@ -1,137 +1,260 @@
-"""The training loop: one for every architecture, data set and objective.
+"""The training loop: one for every architecture, data set and defense, in one process or in several.
 
-An objective says what is minimised. Augmentation, smoothing or an attack on the images while training are its business; the loop
-only feeds it batches and follows its gradient:
-
-    class Objective(Protocol):
-        def __call__(self, classifier, images, labels, generator) -> Tensor: ...   # (B,) losses
+A step's draws are keyed by (seed, image, epoch) and the order of the images by (seed, epoch), so that a training which was killed goes on
+to the same weights, and several processes learn what one would.
 """
 
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, astuple, dataclass
+from importlib.metadata import version
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from robustbench_lite.classifier import Classifier, Images, Labels
-from robustbench_lite.data import load_data
-from robustbench_lite.errors import BadSpec, DataError, InvalidEvaluation, UsageError
+from robustbench_lite.classifier import Classifier
+from robustbench_lite.defending import About, Batch, Defenses, Step
+from robustbench_lite.errors import InvalidEvaluation
 from robustbench_lite.labelled import LabelledImages
+from robustbench_lite.streams import Streams, generator
+from robustbench_lite.trained import Made
 
-from .architectures import Architecture
+from .average import Average
+from .feed import Feed, counted
+from .framing import Frame, framing
+from .optimizing import optimizer_for, start_at_zero
 from .recipe import Recipe
+from .selection import Selection
+from .states import keep_state, kept_state
+from .world import World
 
-Report = Callable[[int, float], None]
-"""Called after every epoch with its number, from 1, and the mean loss over it."""
+STATE_SECONDS = 60.0
+"""The state is written at the end of an epoch, and within a long one so often."""
 
-
-class Objective(Protocol):
-    """What training minimises."""
-
-    def __call__(self, classifier: Classifier, images: Images, labels: Labels, generator: Generator) -> Tensor:
-        """(B,) losses of a classifier in training mode; every draw comes from `generator`, which lives on the CPU."""
-        ...
+HALF = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def splits(spec: str) -> tuple[LabelledImages, LabelledImages]:
-    """The training and the test images of a data set that has both.
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch came to: its number from 1, the mean loss over its images, the last learning rate, seconds of training so far, and
+    the shares of the images held out that were right, clean and attacked; None where none are."""
 
-    Raises:
-        UsageError: it has no training split.
-        UnknownName, BadSpec, DataError: as `load_data`.
-    """
-    test = load_data(spec)
-    try:
-        train = load_data(f"{spec}{',' if ':' in spec else ':'}split=train")
-    except BadSpec as error:
-        raise UsageError(f"{spec} cannot be split into training and test images: {error}") from error
-    if train.digest == test.digest:
-        raise UsageError(f"{spec} has no training images, only {len(test)} test images: give the folder of the whole data set")
-    return train, test
+    number: int
+    loss: float
+    lr: float
+    seconds: float
+    clean: float | None = None
+    attacked: float | None = None
 
 
-def train(
-    architecture: Architecture, data: LabelledImages, objective: Objective, recipe: Recipe, device: torch.device, report: Report
-) -> Classifier:
-    """A classifier trained on `data`, on the CPU and in eval mode.
+class Objective(nn.Module):
+    """The losses of a batch under a defense, as one module, so that several processes exchange gradients once a step."""
 
-    The same arguments give the same weights on the same machine. All images are held in the device's memory; their labels must be
-    class indices. Global random state is left as it was.
+    def __init__(self, classifier: Classifier, defenses: Defenses, frame: Frame) -> None:
+        super().__init__()
+        self.classifier, self.defenses, self.frame = classifier, defenses, frame
 
-    Raises:
-        DataError: the number of classes is unknown, or the labels are multi-label.
-        InvalidEvaluation: the loss is no longer a finite number.
-    """
-    if data.classes is None:
-        raise DataError(f"{data.name} does not say how many classes it has")
-    images, labels = _stacked(data, device)
-    classifier = _untrained(architecture, data.classes, recipe.seed).to(device).train()
-    optimizer = torch.optim.AdamW(classifier.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
-    batches = math.ceil(len(images) / recipe.batch_size)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=recipe.epochs * batches)
-    generator = torch.Generator().manual_seed(recipe.seed)
-    # cuDNN would otherwise pick kernels by their speed of the moment, and some of those add up in any order
-    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
-        for epoch in range(1, recipe.epochs + 1):
-            total = torch.zeros((), device=device)
-            for chosen in torch.randperm(len(images), generator=generator).to(device).tensor_split(batches):
-                losses = objective(classifier, images[chosen], labels[chosen], generator)
-                optimizer.zero_grad()
-                torch.autograd.backward(losses.mean())
-                optimizer.step()
-                schedule.step()
-                total += losses.detach().sum()
-            mean = total.item() / len(images)
-            if not math.isfinite(mean):
-                raise InvalidEvaluation(f"the loss became {mean} in epoch {epoch}: try a smaller --lr than {recipe.lr:g}")
-            report(epoch, mean)
-    return classifier.eval().cpu().requires_grad_(False)
+    def forward(self, images: Tensor, targets: Tensor, draw: Streams) -> Tensor:
+        """(B,)."""
+        batch = self.defenses.augment(Batch(self.frame(images, draw), targets), draw)
+        return self.defenses.losses(Step(self.classifier, batch, draw))
 
 
-def _untrained(architecture: Architecture, classes: int, seed: int) -> Classifier:
-    """First weights are drawn from the global CPU generator, which every initialiser uses: it is lent and given back."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the accelerators too, for good
-        return architecture(classes)
+@dataclass
+class Running:
+    """How far a training has come; all of it is in the state file."""
+
+    step: int = 0
+    total: float = 0.0  # of the losses of this epoch's images so far
+    seconds: float = 0.0
+    epochs: tuple[Epoch, ...] = ()
 
 
-def _stacked(data: LabelledImages, device: torch.device) -> tuple[Images, Labels]:
-    images, labels = zip(*data, strict=True)
-    if not all(isinstance(label, int) for label in labels):
-        raise DataError(f"{data.name} has several labels an image: only data with one class an image can be trained on")
-    return torch.stack(images).to(device), torch.tensor(labels).to(device)
+class Training:
+    """A network while it is trained.
 
-
-@torch.inference_mode()
-def count_correct(classifier: Classifier, data: LabelledImages, batch_size: int = 256) -> int:
-    """How many images a classifier in eval mode gets right."""
-    images, labels = _stacked(data, classifier.device)
-    batches = math.ceil(len(images) / batch_size)
-    pairs = zip(images.tensor_split(batches), labels.tensor_split(batches), strict=True)
-    return sum(int((classifier(x).argmax(1) == y).sum()) for x, y in pairs)
-
-
-def save(classifier: Classifier, out: Path, facts: Mapping[str, str]) -> None:
-    """Write the weights of the inner model, which takes normalised images, to a .safetensors file with `facts` as its metadata.
-
-    The file appears whole or not at all.
+    Args:
+        made: what the network is; its defense is what it is trained with.
+        data: training images with one class an image.
+        recipe: how.
+        world: this process among those that train together.
+        selection: images held out to choose the epoch by; None keeps the last.
+        state_file: where the state is kept; None keeps none.
+        report: called after every epoch with all epochs so far.
 
     Raises:
-        InvalidEvaluation: the disk is full, or the folder cannot be written to.
+        UsageError: a defense that is not trained, or data that cannot be trained on.
+        RunMismatch: the state is of another training.
     """
-    from safetensors.torch import save as serialized
 
-    tensors = {name: tensor.contiguous() for name, tensor in classifier.model.state_dict().items()}
-    part = out.with_name(f"{out.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(serialized(tensors, dict(facts)))
-        os.replace(part, out)
-    except OSError as error:
-        raise InvalidEvaluation(f"could not write {out}: {error.strerror or error}; nothing was kept") from error
-    finally:
-        part.unlink(missing_ok=True)
+    def __init__(
+        self,
+        made: Made,
+        data: LabelledImages,
+        recipe: Recipe,
+        world: World,
+        *,
+        selection: Selection | None = None,
+        state_file: Path | None = None,
+        report: Callable[[tuple[Epoch, ...]], None] = lambda epochs: None,
+    ) -> None:
+        self.recipe, self.world, self.selection = recipe, world, selection
+        self.state_file, self.report = state_file, report
+        shape = tuple(data[0][0].shape)
+        about = About(counted(data), dict(data.default_eps), world.device, shape)
+        self.defenses = Defenses.parse(made.defense).trainable().informed(about)
+        self.feed = Feed.of(data, recipe, world)
+        self.classifier = self._untrained(made, torch.zeros(1, *shape)).to(world.device).train()
+        self.objective: nn.Module = Objective(self.classifier, self.defenses, framing(recipe.tricks.augment))
+        if world.size > 1:
+            on = [world.device] if world.device.type == "cuda" else None
+            self.objective = DistributedDataParallel(self.objective, device_ids=on)
+        self.optimizer = optimizer_for(self.classifier, recipe)
+        self.average = Average.of(self.classifier, recipe.tricks.ema)
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=recipe.tricks.precision == "fp16")
+        self.running = Running()
+        self.identity: dict[str, Any] = {
+            "version": version("robustbench-lite"),
+            "data": data.digest,
+            "held out": None if selection is None else selection.data.digest,
+            **asdict(made),
+            **{name: value for name, value in asdict(recipe).items() if name != "tricks"},
+            **asdict(recipe.tricks),
+        }
+        self._restore()
+
+    def run(self) -> Classifier:
+        """The trained classifier, on the CPU and in eval mode: the last weights, or those of the epoch that `selection` chose.
+
+        The same arguments give the same weights on the same machine. Global random state is left as it was.
+
+        Raises:
+            InvalidEvaluation: the loss is no longer a finite number, or the state cannot be written.
+        """
+        running, feed = self.running, self.feed
+        before, started = running.seconds, time.monotonic()
+        kept = started
+        # cuDNN would otherwise pick kernels by their speed of the moment, and some of those add up in any order
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+            for batch, draw, everyone in feed.batches(running.step):
+                epoch = running.step // feed.per_epoch
+                self.defenses.scheduled(self.classifier.model, epoch, self.recipe.epochs)
+                self._step(batch, draw, everyone)
+                running.step, running.seconds = running.step + 1, before + time.monotonic() - started
+                ends = running.step % feed.per_epoch == 0
+                if ends:
+                    self._end_of_epoch(epoch)
+                if ends or time.monotonic() - kept >= STATE_SECONDS:
+                    self._keep()
+                    kept = time.monotonic()
+        chosen = self.average.of_model(self.classifier)
+        chosen = chosen if self.selection is None else self.selection.best(chosen)
+        return chosen.eval().cpu().requires_grad_(False)
+
+    def _step(self, batch: Batch, draw: Streams, everyone: int) -> None:
+        """One step along the gradient of the mean loss over all processes' images, of which there are `everyone`."""
+        running, tricks, device = self.running, self.recipe.tricks, self.world.device
+        lr = self.recipe.learning_rate(running.step, self.feed.per_epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        half = HALF[tricks.precision]
+        with self._seeded(), torch.autocast(device.type, dtype=half, enabled=half is not None):
+            loss: Tensor = self.objective(batch.images, batch.targets, draw).sum()
+        self.optimizer.zero_grad()
+        # gradients are averaged over the processes, whose parts may differ by one image
+        torch.autograd.backward(self.scaler.scale(loss * (self.world.size / everyone)))
+        running.total += float(self.world.total(loss.detach()))
+        if not math.isfinite(running.total):
+            raise self._not_a_number(f"the loss became {running.total}")
+        if tricks.clip is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.classifier.parameters(), tricks.clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.average.update(self.classifier)
+
+    def _end_of_epoch(self, epoch: int) -> None:
+        running, model = self.running, self.average.of_model(self.classifier)
+        self._check_weights()
+        score = None if self.selection is None else self.selection.consider(model, epoch + 1)
+        running.epochs += (
+            Epoch(
+                epoch + 1,
+                running.total / len(self.feed.data),
+                self.recipe.learning_rate(running.step - 1, self.feed.per_epoch),
+                running.seconds,
+                *((score.clean, score.attacked) if score is not None else ()),
+            ),
+        )
+        running.total = 0.0
+        self.report(running.epochs)
+
+    @contextmanager
+    def _seeded(self) -> Iterator[None]:
+        """torch's random state keyed by the step, for networks that draw themselves (dropout), and put back afterwards."""
+        devices = [self.world.device] if self.world.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(int(generator(self.recipe.seed, "network", self.running.step, self.world.rank).integers(2**63)))
+            yield
+
+    def _untrained(self, made: Made, probe: Tensor) -> Classifier:
+        """First weights are drawn from the global CPU generator, which every initialiser uses: it is lent and given back."""
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(self.recipe.seed)  # torch.manual_seed would seed the accelerators too, for good
+            classifier = made.untrained()
+        if self.recipe.tricks.zero_gamma:
+            start_at_zero(classifier.model, probe)
+        return classifier
+
+    def _keep(self) -> None:
+        """Write the state. Weights that are no numbers never take the place of good ones."""
+        self._check_weights()
+        if self.state_file is None or not self.world.first:
+            return
+        keep_state(
+            self.state_file,
+            self.identity,
+            {
+                "classifier": self.classifier.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "average": None if self.average.model is None else self.average.model.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "selection": None if self.selection is None else self.selection.state(),
+                "step": self.running.step,
+                "total": self.running.total,
+                "seconds": self.running.seconds,
+                "epochs": [astuple(epoch) for epoch in self.running.epochs],
+            },
+        )
+
+    def _restore(self) -> None:
+        state = None if self.state_file is None else kept_state(self.state_file, self.identity)
+        if state is None:
+            return
+        self.classifier.load_state_dict(state["classifier"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average.model is not None:
+            self.average.model.load_state_dict(state["average"])
+            self.average.steps = state["step"]
+        self.scaler.load_state_dict(state["scaler"])
+        if self.selection is not None:
+            self.selection.restore(state["selection"])
+        epochs = tuple(Epoch(*epoch) for epoch in state["epochs"])
+        self.running = Running(state["step"], state["total"], state["seconds"], epochs)
+
+    def _check_weights(self) -> None:
+        if not all(bool(weights.isfinite().all()) for weights in self.classifier.parameters()):
+            raise self._not_a_number("weights became infinite or NaN")
+
+    def _not_a_number(self, what: str) -> InvalidEvaluation:
+        step, epoch = self.running.step + 1, self.running.step // self.feed.per_epoch + 1
+        return InvalidEvaluation(
+            f"{what} in step {step} (epoch {epoch}): try a smaller --lr than {self.recipe.lr:g}, --clip 1 or --warmup 5"
+        )

@@ -74,7 +74,7 @@ def description(spec: str) -> str:
     Raises:
         UnknownName: nothing of any kind has this name.
     """
-    several = re.split(r"\+(?=[A-Za-z])", spec)
+    several = registry.split(spec)
     if len(several) > 1:
         registry.ATTACKS.build(spec)
         return "\n\n\n".join(map(description, several))

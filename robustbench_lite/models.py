@@ -14,9 +14,11 @@ import torch
 from .archives import SUFFIXES, load_archive
 from .checkpoints import load_into, read_state_dict
 from .classifier import Classifier, Interpolation, Preprocess
+from .defending import Defenses
 from .errors import ModelError, UnknownName
 from .factories import build_model
 from .registry import MODELS, Spec, model
+from .trained import load_trained
 from .zoos import timm_model, timm_names, torchvision_model, torchvision_names
 
 
@@ -31,11 +33,12 @@ def load_model(
     size: int | None = None,
     interpolation: str | None = None,
     allow_pickle: bool = False,
+    defense: str | None = None,
 ) -> Classifier:
     """The classifier that `spec` names, in eval mode, its parameters free of gradients.
 
     Args:
-        spec: a registered name (`efficientnet_lite0`), `path/to/file.py:build`, `timm:NAME`, an archive (`model.pt2`, or
+        spec: a registered name (`efficientnet_lite0`), `path/to/file.py:build`, `timm:NAME`, a checkpoint of `robust-train`, an archive (`model.pt2`, or
             TorchScript as .pt, .pth or .ts), `package.module:build`, or a torchvision name; tried in this order.
         weights: a state dict to load instead of the published weights (.safetensors, or what `torch.save` wrote).
         num_classes: K, where it is not that of the published weights.
@@ -44,9 +47,11 @@ def load_model(
             `size` alone resizes to that size.
         interpolation: nearest, bilinear, bicubic or lanczos, instead of the model's own.
         allow_pickle: read weights and archives whose pickles can run code.
+        defense: spec of what is put on the model: a change of its layers (`kwta:gamma=0.2`), or something before it (`bit-depth`).
 
     Raises:
-        UnknownName: no such model.
+        UnknownName: no such model or defense.
+        UsageError: a defense that only acts in training.
         ModelError: it cannot be fetched, read, built, or given these weights.
     """
     if num_classes is not None and num_classes < 1:
@@ -56,6 +61,8 @@ def load_model(
         raise ModelError(f"{classifier.name} has {classifier.classes} classes, not {num_classes}: leave --num-classes out")
     classifier.classes = num_classes or classifier.classes
     _normalise(classifier, mean, std)
+    if defense is not None:
+        classifier = Defenses.parse(defense).applied(classifier)
     classifier.preprocess = _prepare(classifier.preprocess, resize, size, interpolation)
     classifier.recipe = {
         "spec": _absolute(spec),
@@ -66,6 +73,7 @@ def load_model(
         "resize": resize,
         "size": size,
         "interpolation": interpolation,
+        "defense": defense,
     }
     return classifier.requires_grad_(False)
 
@@ -89,6 +97,10 @@ def _found(spec: str, weights: str | Path | None, num_classes: int | None, allow
         return _with_weights(build_model(spec, num_classes), weights, allow_pickle)
     if name == "timm":
         return timm_model(spec.partition(":")[2], weights, num_classes, allow_pickle)
+    if Path(spec).suffix == ".safetensors":
+        if weights is not None:
+            raise ModelError(f"{spec} brings its own weights: leave --weights out")
+        return load_trained(spec)
     if Path(spec).suffix in SUFFIXES:
         if weights is not None:
             raise ModelError(f"{spec} is an archive, which brings its own weights: leave --weights out")

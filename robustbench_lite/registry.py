@@ -8,7 +8,8 @@ by a decorator:
     class PGD: ...
 
 A spec string names one and sets its parameters: `pgd`, `pgd:steps=100,restarts=5,loss=dlr`, `npz:/data/test.npz`. Several that are
-made to work together are written with a plus: `sgm:gamma=0.5+mi+di`. A package of somebody else's adds its own through an entry point
+made to work together are written with a plus: `sgm:gamma=0.5+mi+di`. A value that is a spec itself stands in parentheses:
+`pgd-at:attack=(apgd:steps=5,loss=dlr)`. A package of somebody else's adds its own through an entry point
 in the group `robustbench_lite.attacks` (`.models`, `.data`, ...).
 """
 
@@ -28,6 +29,8 @@ from .errors import BadSpec, RobustEvalError, UnknownName, did_you_mean
 
 C = TypeVar("C", bound=Callable[..., Any])
 
+OUTSIDE = r"(?![^()]*\))"  # of parentheses
+
 
 @dataclass(frozen=True)
 class Spec:
@@ -43,15 +46,20 @@ class Spec:
         if not name:
             raise BadSpec(f"empty name in the spec {text!r}: write NAME or NAME:key=value,key=value")
         first, options = None, {}
-        for number, part in enumerate(re.split(r"[,:](?=\w+=)", rest) if rest else ()):
+        for number, part in enumerate(re.split(rf"[,:](?=\w+=){OUTSIDE}", rest) if rest else ()):
             if re.match(r"\w+=", part):
                 key, _, value = part.partition("=")
                 if key in options:
                     raise BadSpec(f"{key!r} is given twice in the spec {text!r}")
-                options[key] = value
+                options[key] = value[1:-1] if value.startswith("(") and value.endswith(")") else value
             elif number == 0:
                 first = part
         return cls(name, first, options)
+
+
+def split(spec: str) -> list[str]:
+    """The parts of a spec between its pluses."""
+    return re.split(rf"\+(?=[A-Za-z]){OUTSIDE}", spec)
 
 
 @dataclass
@@ -98,7 +106,7 @@ class Registry:
             UnknownName: nothing is registered under the name.
             BadSpec: a parameter that it does not have, a value of the wrong type, or things that do not work together.
         """
-        several = re.split(r"\+(?=[A-Za-z])", spec) if self.combines else [spec]
+        several = split(spec) if self.combines else [spec]
         if len(several) > 1:
             made = [self.build(part) for part in several]
             combined = next((thing.combined for thing in made if hasattr(thing, "combined")), None)
@@ -136,7 +144,7 @@ class Registry:
             return str(thing.spec)
         name = next((name for name, target in self.found.items() if target is type(thing)), type(thing).__name__)
         changed = [
-            f"{f.name}={getattr(thing, f.name)}"
+            f"{f.name}={_written(getattr(thing, f.name))}"
             for f in (fields(thing) if is_dataclass(thing) else ())
             if f.init and getattr(thing, f.name) != f.default
         ]
@@ -156,6 +164,11 @@ class Registry:
                     self.register(entry.name, thing)
             except Exception as error:  # a foreign package may fail in any way, or take a name; ours must go on and say so
                 self.broken[entry.name] = f"{type(error).__name__}: {error} (entry point {entry.value})"
+
+
+def _written(value: object) -> str:
+    """In parentheses where it is a spec itself."""
+    return f"({value})" if isinstance(value, str) and re.search("[,:+]", value) else str(value)
 
 
 def _modules(package: str) -> Iterator[str]:
@@ -232,6 +245,7 @@ CORRUPTIONS = Registry("corruption", ("robustbench_lite.corruptions",), "robustb
 SUITES = Registry("suite", ("robustbench_lite.corruptions",), "robustbench_lite.suites")
 PERTURBATIONS = Registry("perturbation", ("robustbench_lite.corruptions",), "robustbench_lite.perturbations")
 DEFENSES = Registry("defense", ("robustbench_lite.defenses",), "robustbench_lite.defenses")
+ARCHITECTURES = Registry("architecture", ("robustbench_lite.defenses",), "robustbench_lite.architectures")
 MODELS = Registry("model", ("robustbench_lite.models", "robustbench_lite.defenses"), "robustbench_lite.models")
 DATA = Registry(
     "data",
@@ -255,6 +269,7 @@ corruption = _decorator(CORRUPTIONS)
 suite = _decorator(SUITES)
 perturbation = _decorator(PERTURBATIONS)
 defense = _decorator(DEFENSES)
+architecture = _decorator(ARCHITECTURES)
 model = _decorator(MODELS)
 data = _decorator(DATA)
 report = _decorator(REPORTS)

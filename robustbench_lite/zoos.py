@@ -35,6 +35,36 @@ def timm_names() -> list[str]:
     return list(timm.list_models(pretrained=True))
 
 
+def untrained(name: str, classes: int, channels: int) -> nn.Module:
+    """A network of torchvision, or of timm as `timm:NAME`, with weights freshly drawn from torch's global generator; in eval mode.
+
+    Raises:
+        UnknownName: there is no such network.
+        ModelError: it cannot be built with so many classes or channels.
+    """
+    import timm
+    import torchvision
+
+    from .registry import ARCHITECTURES
+
+    is_timm = name.startswith("timm:")
+    if not is_timm and name not in torchvision_names():
+        raise UnknownName("architecture", name, [*ARCHITECTURES.names(), *torchvision_names()], "timm's are timm:NAME")
+    if is_timm and not timm.is_model(name.removeprefix("timm:")):
+        raise UnknownName("architecture", name, [f"timm:{each}" for each in timm.list_models()])
+    if not is_timm and channels != 3:
+        raise ModelError(f"torchvision's {name} takes colour images, and these have {channels} channel: take a timm:NAME")
+    try:
+        if is_timm:
+            made: nn.Module = timm.create_model(name.removeprefix("timm:"), pretrained=False, num_classes=classes, in_chans=channels)
+        else:
+            auxiliary = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
+            made = torchvision.models.get_model_builder(name)(weights=None, num_classes=classes, **auxiliary)
+    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+        raise ModelError(f"{name} cannot be built with {classes} classes and {channels} channels: {error}") from error
+    return made.eval()
+
+
 def torchvision_model(name: str, weights: str | Path | None, num_classes: int | None, allow_pickle: bool) -> Classifier:
     """A torchvision classifier with its newest official weights, or with those of a file; prepared as the official weights ask for.
 

@@ -1,0 +1,61 @@
+"""A training's state on disk: written whole or not at all, and gone on with by the same command only."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from robustbench_lite.errors import InvalidEvaluation, RunMismatch, UsageError
+
+
+def write_whole(file: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` make a file beside this one, then put it in its place, so that a broken-off job leaves the old one.
+
+    Raises:
+        InvalidEvaluation: the disk is full, or the folder cannot be written to.
+    """
+    part = file.with_name(f"{file.name}.{os.getpid()}.part")
+    try:
+        write(part)
+        os.replace(part, file)
+    except (OSError, RuntimeError) as error:  # torch.save's own error on a full disk is a RuntimeError
+        reason = getattr(error, "strerror", None) or error
+        raise InvalidEvaluation(f"could not write {file}: {reason}; what was there before is as it was") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def keep_state(file: Path, identity: dict[str, Any], state: dict[str, Any]) -> None:
+    """Write a state of the training that `identity` describes.
+
+    Raises:
+        InvalidEvaluation: it could not be written.
+    """
+    write_whole(file, lambda part: torch.save({"identity": identity, "state": state}, part))
+
+
+def kept_state(file: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
+    """The state to go on from; None where there is none.
+
+    Raises:
+        RunMismatch: it is of a training with other settings; the first that differs is named.
+        UsageError: the file is damaged.
+    """
+    if not file.is_file():
+        return None
+    try:
+        found = torch.load(file, map_location="cpu", weights_only=True)
+        identity_there, state = found["identity"], found["state"]
+    except Exception as error:  # a cut-off or foreign file fails in any way
+        raise UsageError(f"{file} is damaged or no state of a training: delete it, or start over with --fresh") from error
+    for name in sorted({*identity, *identity_there}):
+        if identity.get(name) != identity_there.get(name):
+            raise RunMismatch(
+                f"{file} is of a training with {name} {identity_there.get(name)}, not {identity.get(name)}: "
+                "repeat that command to go on, choose another --out, or start over with --fresh"
+            )
+    return dict(state)

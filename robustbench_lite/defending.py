@@ -1,0 +1,206 @@
+"""What a defense is, and how several of them work as one.
+
+A defense is a frozen dataclass, registered in a file of its own, that has a `kind` and as many of these methods as it needs:
+
+    rebuild(model) -> nn.Module          the network before it has weights: other layers, or the same ones changed in place
+    scheduled(model, epoch, epochs)      called before every step with its epoch, counted from 0
+    augment(batch, draw) -> Batch        other images, other targets, or further views of the images
+    fit(step) -> (B,)                    what is minimised in place of the cross-entropy of the images
+    penalty(step) -> (B,)                what is minimised besides
+    informed(about) -> Defense           the same defense, told of the training data before the first step
+    wrap(classifier) -> Classifier       around a trained classifier, when it is used
+
+A trained defense has no `wrap`; one that is put around a model has nothing else. What is random is drawn from `draw`, whose rows are
+the batch's images under keys of their own, so that a step does not depend on how its images are spread over processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .classifier import Classifier, Images, Labels, Logits
+from .errors import BadSpec, UsageError
+from .registry import DEFENSES, split
+from .streams import Streams
+
+Kind = Literal["network", "augmentation", "mixing", "adversarial", "distillation", "input"]
+ORDER: tuple[Kind, ...] = ("network", "augmentation", "mixing", "adversarial", "distillation", "input")
+SAID: dict[Kind, str] = {
+    "network": "change the network's layers",
+    "augmentation": "choose the augmentation",
+    "mixing": "mix images with each other",
+    "adversarial": "choose the adversarial images",
+    "distillation": "name a teacher",
+    "input": "stand before the model",
+}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What is learnt from in one step.
+
+    Args:
+        images: (B, C, H, W) in [0, 1].
+        targets: (B, K) the share of each class; a row sums to 1.
+        views: further versions of the same images, each (B, C, H, W), for a penalty to compare.
+    """
+
+    images: Images
+    targets: Tensor
+    views: tuple[Images, ...] = ()
+
+    @property
+    def labels(self) -> Labels:
+        """(B,) the class of largest share."""
+        return self.targets.argmax(1)
+
+
+@dataclass(eq=False)
+class Step:
+    """One step of training, as `fit` and `penalty` see it.
+
+    Args:
+        classifier: in training mode; takes images in [0, 1].
+        batch: after every augmentation.
+        draw: keyed by (seed, image, epoch); a stream of the same name gives the same numbers again.
+    """
+
+    classifier: Classifier
+    batch: Batch
+    draw: Streams
+
+    @cached_property
+    def answers(self) -> tuple[Logits, ...]:
+        """Logits (B, K) of the images and of every view, from one pass over all of them, so that batch statistics are over all."""
+        together = torch.cat([self.batch.images, *self.batch.views])
+        return self.classifier(together).float().split(len(self.batch.images))
+
+    @property
+    def logits(self) -> Logits:
+        """(B, K) of the images as the augmentations left them; asked for once, and not at all where nothing needs them."""
+        return self.answers[0]
+
+
+def soft_cross_entropy(logits: Logits, targets: Tensor) -> Tensor:
+    """(B,) cross-entropy with shares (B, K) of the classes as targets."""
+    return -(targets * logits.log_softmax(1)).sum(1)
+
+
+@dataclass(frozen=True)
+class About:
+    """What a defense may have to know before training: how many training images each class has, the usual radius of an attack on these
+    data per norm, where the computing is done, and the shape (C, H, W) of an image."""
+
+    counts: tuple[int, ...]
+    eps: dict[str, float]
+    device: torch.device
+    shape: tuple[int, int, int]
+
+
+class Defense(Protocol):
+    """The least that every defense has; which methods it may have besides is said at the top of this file.
+
+    `trained_on` names what it does to the training images, as `overlap.overlaps` understands it.
+    """
+
+    kind: ClassVar[Kind]
+    trained_on: ClassVar[tuple[str, ...]] = ()
+
+
+@dataclass(frozen=True)
+class Defenses:
+    """Several defenses as one, in the order in which they act; none of them is standard training."""
+
+    parts: tuple[Any, ...] = ()
+
+    @classmethod
+    def parse(cls, spec: str | None) -> Defenses:
+        """`augmix+trades:beta=6`; None or `none` is no defense.
+
+        Raises:
+            UnknownName, BadSpec: no such defense or parameter, or two that contradict each other.
+        """
+        if spec is None or spec == "none":
+            return cls()
+        parts = sorted((DEFENSES.build(part) for part in split(spec)), key=lambda part: ORDER.index(part.kind))
+        for one, other in zip(parts, parts[1:], strict=False):
+            if one.kind == other.kind:
+                raise BadSpec(f"{_name(one)} and {_name(other)} both {SAID[one.kind]}: take one of the two")
+        return cls(tuple(parts))
+
+    @property
+    def spec(self) -> str:
+        """The spec string that `parse` makes the same of."""
+        return "+".join(DEFENSES.spec_of(part) for part in self.parts) or "none"
+
+    @property
+    def trained_on(self) -> tuple[str, ...]:
+        return tuple(seen for part in self.parts for seen in getattr(part, "trained_on", ()))
+
+    @property
+    def adversarial(self) -> bool:
+        return any(part.kind == "adversarial" for part in self.parts)
+
+    def trainable(self) -> Defenses:
+        """Itself.
+
+        Raises:
+            UsageError: a part is put around a trained model, and has no place in training.
+        """
+        for part in self.parts:
+            if part.kind == "input":
+                raise UsageError(f"{_name(part)} is not trained but put around a model: robust-eval --defense {DEFENSES.spec_of(part)}")
+        return self
+
+    def informed(self, about: About) -> Defenses:
+        return Defenses(tuple(part.informed(about) if hasattr(part, "informed") else part for part in self.parts))
+
+    def rebuild(self, model: nn.Module) -> nn.Module:
+        for part in self._having("rebuild"):
+            model = part.rebuild(model)
+        return model
+
+    def scheduled(self, model: nn.Module, epoch: int, epochs: int) -> None:
+        for part in self._having("scheduled"):
+            part.scheduled(model, epoch, epochs)
+
+    def augment(self, batch: Batch, draw: Streams) -> Batch:
+        for part in self._having("augment"):
+            batch = part.augment(batch, draw)
+        return batch
+
+    def losses(self, step: Step) -> Tensor:
+        """(B,) what is minimised: one fit, and every penalty."""
+        fits = self._having("fit")
+        total: Tensor = fits[0].fit(step) if fits else soft_cross_entropy(step.logits, step.batch.targets)
+        for part in self._having("penalty"):
+            total = total + part.penalty(step)
+        return total
+
+    def applied(self, classifier: Classifier) -> Classifier:
+        """A classifier with this defense put on: its layers changed, or something put around it.
+
+        Raises:
+            UsageError: a part only acts in training.
+        """
+        for part in self.parts:
+            if not (hasattr(part, "rebuild") or hasattr(part, "wrap")):
+                raise UsageError(f"{_name(part)} is learnt, and cannot be put on a model: robust-train --defense {DEFENSES.spec_of(part)}")
+        classifier.model = self.rebuild(classifier.model).eval()
+        for part in self._having("wrap"):
+            classifier = part.wrap(classifier)
+        classifier.name = "+".join([classifier.name, *(DEFENSES.spec_of(part) for part in self.parts)])
+        return classifier
+
+    def _having(self, method: str) -> Sequence[Any]:
+        return [part for part in self.parts if hasattr(part, method)]
+
+
+def _name(part: Any) -> str:
+    return DEFENSES.spec_of(part).partition(":")[0]

@@ -1,0 +1,129 @@
+"""Networks that `robust-train` made: what a checkpoint says about itself, and the classifier that it is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from .checkpoints import load_into, read_state_dict
+from .classifier import Classifier, Interpolation, Preprocess
+from .defending import Defenses
+from .errors import ModelError, RobustEvalError
+from .registry import ARCHITECTURES
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a network is, but for its weights; the metadata of a checkpoint.
+
+    Args:
+        architecture: its registered name, a torchvision name, or `timm:NAME`.
+        defense: spec of what it was trained with.
+        classes, channels: K, and the channels of an image.
+        size: height and width of an image.
+        resize: shorter side of a picture before the centre crop; None resizes to `size`.
+        interpolation: of that resize.
+        mean, std: normalisation per channel.
+        data: spec of the data that it was trained on.
+    """
+
+    architecture: str
+    defense: str
+    classes: int
+    channels: int
+    size: int
+    resize: int | None
+    interpolation: Interpolation
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    data: str
+
+    @property
+    def preprocess(self) -> Preprocess:
+        return Preprocess(size=(self.size, self.size), resize=self.resize, interpolation=self.interpolation, channels=self.channels)
+
+    def untrained(self) -> Classifier:
+        """The classifier with freshly drawn weights, in eval mode; they are drawn from torch's global generator.
+
+        Raises:
+            UnknownName, BadSpec: no such architecture or defense.
+            ModelError: the architecture cannot be built for these images.
+        """
+        defenses = Defenses.parse(self.defense)
+        classifier = Classifier(
+            defenses.rebuild(network(self.architecture, self.classes, self.channels)).eval(),
+            mean=self.mean,
+            std=self.std,
+            preprocess=self.preprocess,
+            classes=self.classes,
+            name=self.architecture if not defenses.parts else f"{self.architecture}+{defenses.spec}",
+            data=self.data,
+        )
+        classifier.trained_on = defenses.trained_on
+        return classifier
+
+    def written(self) -> dict[str, str]:
+        """As the metadata of a .safetensors file."""
+        return {"robust_train": json.dumps(asdict(self))}
+
+    @classmethod
+    def read(cls, metadata: Mapping[str, str], file: Path) -> Made:
+        """What `written` wrote.
+
+        Raises:
+            ModelError: it was not written by `robust-train`, or by another version of it.
+        """
+        if "robust_train" not in metadata:
+            raise ModelError(f"{file} does not say which network its weights are for: if you know, write --model resnet50 --weights {file}")
+        try:
+            found = json.loads(metadata["robust_train"])
+            return cls(**found | {name: tuple(found[name]) for name in ("mean", "std")})
+        except (ValueError, TypeError, KeyError) as error:
+            raise ModelError(f"{file} was written by another version of robust-train ({error}): train it again") from error
+
+
+def network(architecture: str, classes: int, channels: int) -> nn.Module:
+    """An untrained network in eval mode: a registered architecture, torchvision's, or timm's as `timm:NAME`.
+
+    Raises:
+        UnknownName: there is no such architecture.
+        ModelError: it cannot be built with so many classes or channels.
+    """
+    from .zoos import untrained
+
+    if architecture in ARCHITECTURES.names():
+        made: nn.Module = ARCHITECTURES.get(architecture)(classes, channels)
+        return made.eval()
+    return untrained(architecture, classes, channels)
+
+
+def load_trained(file: str | Path) -> Classifier:
+    """The classifier that a checkpoint of `robust-train` holds.
+
+    Raises:
+        ModelError: no such file, damaged, or not written by `robust-train`.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise ModelError(f"there is no checkpoint {path}")
+    try:
+        with safe_open(path, "pt") as opened:
+            metadata: dict[str, str] = opened.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path} is damaged or no safetensors file: {error}") from error
+    made = Made.read(metadata, path)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            classifier = made.untrained()
+    except RobustEvalError as error:
+        raise ModelError(f"{path} cannot be built here: {error}") from error
+    load_into(classifier.model, read_state_dict(path), path, made.architecture, made.classes)
+    classifier.name = path.stem
+    return classifier
