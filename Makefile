@@ -3,6 +3,8 @@
 #   make test   the tests (under ten minutes on two cores);  make test-all adds the slow ones and those against other libraries
 #   make bench  measure speed and memory, into docs/benchmarks.md;  make lint  ruff and mypy
 #   make peers  compare strength with other libraries (hours; a run that was stopped goes on), the figures of docs/peers.md
+#   make zoo    train the bundled models again and hold them to their cards (under half an hour on two cores)
+#               FULL=1 measures them on all test images (hours); UPDATE=1 puts them in the place of those that are there
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
 	$$p -c 'import sys; assert sys.version_info >= (3, 11)' 2>/dev/null && echo $$p && break; done)
@@ -13,7 +15,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS
 # idle OpenMP threads that spin made two threads up to fifty times slower on a shared machine
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test test-all bench peers lint clean
+.PHONY: demo test test-all bench peers zoo lint clean
 
 demo: .venv/demo
 	$(BIN)/robust-eval --model efficientnet_lite0 --attack fgsm --attack pgd
@@ -29,6 +31,9 @@ bench: .venv/peers
 
 peers: .venv/peers
 	OMP_NUM_THREADS=1 $(BIN)/python tests/peers_table.py
+
+zoo: .venv/demo
+	$(BIN)/python -m robustbench_lite.defenses.zoo.make $(if $(UPDATE),--update) $(if $(FULL),--full)
 
 lint: .venv/dev
 	$(BIN)/ruff check .

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -79,8 +80,7 @@ class Feed:
 
     def _read(self, step: int) -> tuple[Batch, Streams, int]:
         epoch, number = divmod(step, self.per_epoch)
-        order = torch.from_numpy(generator(self.recipe.seed, "order", epoch).permutation(len(self.data)))
-        everyone = order.tensor_split(self.per_epoch)[number]
+        everyone = _order(self.recipe.seed, epoch, len(self.data), self.per_epoch)[number]
         mine = self.world.share(everyone)
         if self.held is not None:
             images = self.held[mine.to(self.held.device)]
@@ -90,6 +90,12 @@ class Feed:
         labels = torch.tensor([self.data.labels[i] for i in mine.tolist()], device=self.world.device)
         draw = Streams(self.recipe.seed, "training", [(self.data.ids[i], epoch) for i in mine.tolist()], None, self.world.device)
         return Batch(images, smoothed(labels, self.classes, self.recipe.label_smoothing)), draw, len(everyone)
+
+
+@lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, count: int, steps: int) -> tuple[Tensor, ...]:
+    """Which images every step of an epoch learns from; parts differ by one image at most."""
+    return torch.from_numpy(generator(seed, "order", epoch).permutation(count)).tensor_split(steps)
 
 
 def counted(data: LabelledImages) -> tuple[int, ...]:

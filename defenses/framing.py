@@ -84,11 +84,11 @@ def resized_crop_flip(images: Images, draw: Streams) -> Images:
     width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
     shift = (2 * draws[:, 2:] - 1) * torch.stack([1 - width, 1 - height], 1)
     zero = torch.zeros_like(width)
-    return flipped(_sampled(images, width, zero, zero, height, shift), draw)
+    return flipped(_sampled(images, width, zero, zero, height, shift, beyond="border"), draw)
 
 
-def _sampled(images: Images, xx: Tensor, xy: Tensor, yx: Tensor, yy: Tensor, shift: Tensor) -> Images:
+def _sampled(images: Images, xx: Tensor, xy: Tensor, yx: Tensor, yy: Tensor, shift: Tensor, beyond: str = "zeros") -> Images:
     """Images looked up under one affine map each: (B,) its entries, (B, 2) its shift."""
     rows = [torch.stack([xx, xy, shift[:, 0]], 1), torch.stack([yx, yy, shift[:, 1]], 1)]
     grid = affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
-    return grid_sample(images, grid.to(images), align_corners=False).clamp(0, 1)
+    return grid_sample(images, grid.to(images), padding_mode=beyond, align_corners=False).clamp(0, 1)

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import torch
 
-from robustbench_lite.checkpoints import load_into, read_state_dict
 from robustbench_lite.classifier import Classifier
 from robustbench_lite.defending import Defenses
-from robustbench_lite.errors import UsageError
+from robustbench_lite.errors import InvalidEvaluation, UsageError
 from robustbench_lite.labelled import LabelledImages
 from robustbench_lite.registry import ARCHITECTURES, number
 from robustbench_lite.stats import wilson
@@ -28,7 +27,7 @@ from .request import Request
 from .selection import Selection, held_out
 from .splitting import Splits, splits
 from .states import write_whole
-from .training import Epoch, Training
+from .training import Diverged, Epoch, Training
 from .world import World
 
 SMALL = 64
@@ -52,6 +51,8 @@ def run_job(request: Request, world: World, report: Report, *, fresh: bool = Fal
         recipe = replace(recipe, tricks=replace(recipe.tricks, augment=USUAL.get(found.kind, "none")))
     made = _made(request, found, defenses)
     train, selection = found.train, None
+    if not request.validation and (request.validation_attack or request.validation_eps):
+        raise UsageError("--validation-attack and --validation-eps need images held out: add --validation 0.1")
     if request.validation:
         train, chosen_by = held_out(found.train, request.validation, recipe.seed)
         selection = _selection(request, defenses, chosen_by, recipe, world)
@@ -65,10 +66,11 @@ def run_job(request: Request, world: World, report: Report, *, fresh: bool = Fal
             write_csv(table, epochs)
         report(epochs, recipe.epochs)
 
-    training = Training(made, train, recipe, world, selection=selection, state_file=state, report=after_epoch)
-    if request.init is not None and training.running.step == 0:
-        load_into(training.classifier.model, read_state_dict(request.init), request.init, made.architecture, made.classes)
-    classifier = training.run()
+    training = Training(made, train, recipe, world, init=request.init, selection=selection, state_file=state, report=after_epoch)
+    try:
+        classifier = training.run()
+    except Diverged as error:
+        raise InvalidEvaluation(f"{error}; {_rescued(training, request, made)}") from error
     if not world.first:
         return ""
     correct, n = count_correct(classifier, found.test, world.device), len(found.test)
@@ -80,6 +82,16 @@ def run_job(request: Request, world: World, report: Report, *, fresh: bool = Fal
     state.unlink(missing_ok=True)
     low, high = wilson(correct, n)
     return f"{out}: {correct} of {n} test images right, {correct / n:.2%} [{low:.2%}, {high:.2%}]"
+
+
+def _rescued(training: Training, request: Request, made: Made) -> str:
+    """Write the last good weights of a training that came to nothing beside its checkpoint; says where they are."""
+    good, file = training.last_good(), request.out.with_name(f"{request.out.stem}.last-good.safetensors")
+    if good is None:
+        return "no good weights were saved before"
+    if training.world.first:
+        save(good, file, made, {"command": request.command, "seed": request.seed, "step": training.running.step})
+    return f"the last good weights, of step {training.running.step}, are in {file}"
 
 
 def _made(request: Request, found: Splits, defenses: Defenses) -> Made:

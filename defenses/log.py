@@ -45,10 +45,11 @@ def draw_plot(file: Path, epochs: Sequence[Epoch], title: str, chosen: int | Non
     left = figure.add_subplot()
     left.plot(numbers, [epoch.loss for epoch in epochs], color="black", label="training loss")
     left.set(xlabel="epoch", ylabel="training loss", title=title)
-    if epochs[0].clean is not None:
+    scores = [(epoch.clean, epoch.attacked) for epoch in epochs if epoch.clean is not None and epoch.attacked is not None]
+    if scores:
         right = left.twinx()
-        right.plot(numbers, [epoch.clean for epoch in epochs], color="tab:blue", label="held out, clean")
-        right.plot(numbers, [epoch.attacked for epoch in epochs], color="tab:red", label="held out, attacked")
+        right.plot(numbers, [clean for clean, _ in scores], color="tab:blue", label="held out, clean")
+        right.plot(numbers, [attacked for _, attacked in scores], color="tab:red", label="held out, attacked")
         right.set(ylabel="accuracy", ylim=(0, 1))
         if chosen is not None:
             right.axvline(chosen, color="grey", linestyle=":", label=f"chosen: epoch {chosen}")

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from robustbench_lite.residual import residual_branches
+from robustbench_lite.classifier import Classifier
+from robustbench_lite.errors import UsageError
+from robustbench_lite.residual import block_ends
 
 from .recipe import Recipe
 
 
 def optimizer_for(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """The optimizer over the weights of a model. Without bias decay, those that do not decay are a group of their own: every bias, and
-    the scales and shifts of normalisations."""
+    """The optimizer over the weights of a model. Without bias decay, those that do not decay are a group of their own: every bias, the
+    scales and shifts of normalisations, and what else belongs to no convolution or linear layer (tokens, positions)."""
     weights = list(model.parameters())
     groups: list[dict[str, object]] = [{"params": weights}]
     if recipe.tricks.no_bias_decay:
-        decayed = {id(module.weight) for module in model.modules() if isinstance(module, (nn.Linear, _ConvNd))}
+        decayed = {id(weight) for weight in _matrices(model)}
         groups = [
             {"params": [each for each in weights if id(each) in decayed]},
             {"params": [each for each in weights if id(each) not in decayed], "weight_decay": 0.0},
@@ -28,17 +32,35 @@ def optimizer_for(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     return torch.optim.SGD(groups, lr=recipe.peak, momentum=momentum, nesterov=momentum > 0, weight_decay=recipe.weight_decay)
 
 
-def start_at_zero(model: nn.Module, probe: Tensor) -> int:
-    """Zero-gamma: the last normalisation of every residual branch starts at 0, so that a block starts as its skip.
+def _matrices(model: nn.Module) -> Iterator[Tensor | None]:
+    """The weights of convolutions and linear layers; attention holds those of three linear layers as one."""
+    for module in model.modules():
+        if isinstance(module, (nn.Linear, _ConvNd)):
+            yield module.weight
+        elif isinstance(module, nn.MultiheadAttention):
+            yield module.in_proj_weight
+
+
+def start_at_zero(classifier: Classifier, probe: Tensor) -> int:
+    """Zero-gamma: the normalisation that ends the branch of a residual block starts at 0, so that the block starts as its skip.
 
     Args:
+        classifier: in eval mode, its parameters with gradients.
         probe: (1, C, H, W) any image that it takes.
 
     Returns:
         How many there are.
+
+    Raises:
+        UsageError: there is none.
     """
-    last = [model.get_submodule(name) for name in residual_branches(model, probe) if name]
-    norms = [module for module in last if isinstance(module, (nn.BatchNorm2d, nn.GroupNorm))]
-    for norm in norms:
-        nn.init.zeros_(norm.weight)
-    return len(norms)
+    scales = []
+    for node in block_ends(classifier, probe):
+        # of input, scale and shift; a normalisation without weights of its own has no node for its scale
+        if "Norm" in node.name() and (scale := node.next_functions[1][0]) is not None:
+            scales.append(scale.variable)  # type: ignore[attr-defined]  # of the node where a parameter's gradient is collected
+    if not scales:
+        raise UsageError(f"--zero-gamma: no residual branch of {classifier.name} ends in a normalisation: leave it out")
+    for scale in scales:
+        nn.init.zeros_(scale)
+    return len(scales)

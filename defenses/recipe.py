@@ -120,7 +120,7 @@ class Recipe:
         if tricks.schedule == "steps":
             return self.peak * 0.1 ** sum(done >= drop for drop in tricks.drops)
         if tricks.schedule == "cyclic":
-            return self.peak * min((done + 1 / total) / 0.4, (1 - done) / 0.6)
+            return self.peak * min((done + 1 / total) / 0.4, (1 - done) / 0.6, 1)
         return self.peak
 
 

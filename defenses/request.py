@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -50,7 +50,7 @@ class Request:
     weight_decay: float | None = None
     label_smoothing: float | None = None
     seed: int = 0
-    tricks: Annotated[Tricks, Parameter(name="*")] = Tricks()
+    tricks: Annotated[Tricks, Parameter(name="*")] = field(default_factory=Tricks)
     init: Path | None = None
     size: int | None = None
     validation: float = 0.0
@@ -74,12 +74,10 @@ class Request:
     def command(self) -> str:
         """The command with every setting that matters spelled out, so that it holds when a default changes."""
         recipe, words = self.recipe, ["robust-train"]
-        spelled = {field.name: getattr(recipe, field.name) for field in fields(recipe) if field.name != "tricks"}
+        spelled = {f.name: getattr(recipe, f.name) for f in fields(recipe) if f.name != "tricks"}
         changed = {f.name: getattr(self.tricks, f.name) for f in fields(self.tricks) if getattr(self.tricks, f.name) != f.default}
-        rest = {"init": self.init, "size": self.size}
-        if self.validation:
-            rest |= {"validation": self.validation, "validation_attack": self.validation_attack, "validation_eps": self.validation_eps}
-            rest |= {"validation_norm": self.validation_norm}
+        names = ("init", "size", "validation", "validation_attack", "validation_eps", "validation_norm")
+        rest = {name: getattr(self, name) for name in (names if self.validation else names[:2])}
         settings = {"data": self.data, "model": self.model, "defense": self.defense} | spelled | changed | rest | {"out": self.out}
         for name, value in settings.items():
             if value is not None and value is not False:

@@ -65,6 +65,12 @@ class Selection:
         chosen.load_state_dict(self.weights)
         return chosen
 
+    @property
+    def identity(self) -> dict[str, str]:
+        """Everything that scores depend on."""
+        threat = "none" if self.threat is None else f"{self.threat.norm} {float(self.threat.eps)}"
+        return {"held out": self.data.digest[:16], "validation attack": repr(self.attack), "validation threat": threat}
+
     def state(self) -> dict[str, Any]:
         score = None if self.score is None else (self.score.attacked, self.score.clean)
         return {"score": score, "epoch": self.epoch, "weights": self.weights}
@@ -77,8 +83,9 @@ class Selection:
         device, right = self.world.device, torch.zeros(2, device=self.world.device)
         training = classifier.training
         classifier.eval()
-        for chosen in self.world.share(torch.arange(len(self.data))).split(BATCH):
-            indices = chosen.tolist()
+        mine = self.world.share(torch.arange(len(self.data))).tolist()
+        for first in range(0, len(mine), BATCH):
+            indices = mine[first : first + BATCH]
             x = stacked([self.data.pictures[i] for i in indices], self.data.name).to(device)
             y = torch.tensor([self.data.labels[i] for i in indices], device=device)
             draw = Streams(self.seed, "selection", [(self.data.ids[i], 0) for i in indices], None, device)
@@ -96,9 +103,9 @@ def held_out(data: LabelledImages, share: float, seed: int) -> tuple[LabelledIma
     Raises:
         UsageError: the share leaves one of the two without images.
     """
-    count = round(share * len(data))
+    count = round(share * len(data)) if 0 < share < 1 else 0
     if not 0 < count < len(data):
-        raise UsageError(f"--validation {share:g} of {len(data)} images leaves nothing to {'train on' if count else 'choose by'}")
+        raise UsageError(f"--validation {share:g}: a share between 0 and 1 that leaves some of the {len(data)} images on either side")
     kept = set(data.subset(count, seed).ids)
     positions = range(len(data))
     return (

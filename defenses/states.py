@@ -18,12 +18,12 @@ def write_whole(file: Path, write: Callable[[Path], object]) -> None:
     Raises:
         InvalidEvaluation: the disk is full, or the folder cannot be written to.
     """
-    part = file.with_name(f"{file.name}.{os.getpid()}.part")
+    part = file.with_name(f"{file.name}.part")  # of one name: what a killed job leaves, the next one takes away
     try:
         write(part)
         os.replace(part, file)
-    except (OSError, RuntimeError) as error:  # torch.save's own error on a full disk is a RuntimeError
-        reason = getattr(error, "strerror", None) or error
+    except (OSError, RuntimeError) as error:  # torch.save turns that of a full disk into a RuntimeError of its own
+        reason = next((each.strerror for each in (error, error.__context__) if isinstance(each, OSError)), error)
         raise InvalidEvaluation(f"could not write {file}: {reason}; what was there before is as it was") from error
     finally:
         part.unlink(missing_ok=True)
@@ -35,7 +35,12 @@ def keep_state(file: Path, identity: dict[str, Any], state: dict[str, Any]) -> N
     Raises:
         InvalidEvaluation: it could not be written.
     """
-    write_whole(file, lambda part: torch.save({"identity": identity, "state": state}, part))
+
+    def write(part: Path) -> None:
+        with part.open("wb") as opened:
+            torch.save({"identity": identity, "state": state}, opened)
+
+    write_whole(file, write)
 
 
 def kept_state(file: Path, identity: dict[str, Any]) -> dict[str, Any] | None:

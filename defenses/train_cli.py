@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, Parameter
 from rich.console import Console
 
-from robustbench_lite.errors import RobustEvalError, UsageError
+from robustbench_lite.console import exit_code
+from robustbench_lite.errors import UsageError
 
 from .request import Request
 
 if TYPE_CHECKING:
     from .training import Epoch
+
+LATER = 5.0
+"""Seconds in which torchrun has ended all processes once one has ended with an error."""
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
@@ -102,32 +106,19 @@ def _progress(first: bool) -> Iterator[Callable[[Sequence[Epoch], int], None]]:
         yield report
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(words: Sequence[str] | None = None) -> int:
     """Run the command; the exit code is 0, 2 (the command or its input is wrong), 4 (failed while training) or 130 (interrupted)."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported; spinning threads starve a shared machine
-    words = list(sys.argv[1:] if argv is None else argv)
+    return exit_code("robust-train", _run, sys.argv[1:] if words is None else words)
+
+
+def _run(words: Sequence[str]) -> None:
+    """Of several processes that fail alike the first says why, and torchrun ends the others; one that fails alone says it later."""
     try:
         app(words)
-    except RobustEvalError as error:
-        if "--debug" in words:
-            traceback.print_exc()
-        _say(str(error))
-        return error.exit_code
-    except CycloptsError as error:
-        _say(f"{error} See robust-train --help.")
-        return 2
-    except KeyboardInterrupt:
-        _say("interrupted; the same command goes on where it stopped")
-        return 130
     except Exception:
-        traceback.print_exc()
-        _say("this is a bug in robust-train: please report it with the lines above")
-        return 4
-    return 0
-
-
-def _say(message: str) -> None:
-    print(f"robust-train: {' '.join(message.split())}", file=sys.stderr)
+        if os.environ.get("RANK", "0") != "0":
+            time.sleep(LATER)
+        raise
 
 
 if __name__ == "__main__":

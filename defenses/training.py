@@ -6,6 +6,7 @@ to the same weights, and several processes learn what one would.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -19,13 +20,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from robustbench_lite.checkpoints import load_into, read_state_dict
 from robustbench_lite.classifier import Classifier
 from robustbench_lite.defending import About, Batch, Defenses, Step
-from robustbench_lite.errors import InvalidEvaluation
+from robustbench_lite.errors import InvalidEvaluation, ModelError
 from robustbench_lite.labelled import LabelledImages
 from robustbench_lite.streams import Streams, generator
 from robustbench_lite.trained import Made
 
+from .adversary import evaluating
 from .average import Average
 from .feed import Feed, counted
 from .framing import Frame, framing
@@ -54,6 +57,10 @@ class Epoch:
     attacked: float | None = None
 
 
+class Diverged(InvalidEvaluation):
+    """The loss or the weights are no numbers any more."""
+
+
 class Objective(nn.Module):
     """The losses of a batch under a defense, as one module, so that several processes exchange gradients once a step."""
 
@@ -61,10 +68,10 @@ class Objective(nn.Module):
         super().__init__()
         self.classifier, self.defenses, self.frame = classifier, defenses, frame
 
-    def forward(self, images: Tensor, targets: Tensor, draw: Streams) -> Tensor:
+    def forward(self, images: Tensor, targets: Tensor, draw: Streams, progress: float) -> Tensor:
         """(B,)."""
         batch = self.defenses.augment(Batch(self.frame(images, draw), targets), draw)
-        return self.defenses.losses(Step(self.classifier, batch, draw))
+        return self.defenses.losses(Step(self.classifier, batch, draw, progress))
 
 
 @dataclass
@@ -85,12 +92,14 @@ class Training:
         data: training images with one class an image.
         recipe: how.
         world: this process among those that train together.
+        init: a checkpoint to start from; None starts from weights drawn under the recipe's seed.
         selection: images held out to choose the epoch by; None keeps the last.
         state_file: where the state is kept; None keeps none.
         report: called after every epoch with all epochs so far.
 
     Raises:
         UsageError: a defense that is not trained, or data that cannot be trained on.
+        ModelError: the network cannot take these images, or `init` holds another one.
         RunMismatch: the state is of another training.
     """
 
@@ -101,17 +110,19 @@ class Training:
         recipe: Recipe,
         world: World,
         *,
+        init: Path | None = None,
         selection: Selection | None = None,
         state_file: Path | None = None,
         report: Callable[[tuple[Epoch, ...]], None] = lambda epochs: None,
     ) -> None:
         self.recipe, self.world, self.selection = recipe, world, selection
         self.state_file, self.report = state_file, report
-        shape = tuple(data[0][0].shape)
-        about = About(counted(data), dict(data.default_eps), world.device, shape)
+        self.probe = data[0][0][None]
+        _, channels, height, width = self.probe.shape
+        about = About(counted(data), dict(data.default_eps), world.device, (channels, height, width))
         self.defenses = Defenses.parse(made.defense).trainable().informed(about)
         self.feed = Feed.of(data, recipe, world)
-        self.classifier = self._untrained(made, torch.zeros(1, *shape)).to(world.device).train()
+        self.classifier = self._at_the_start(made, init).to(world.device).train()
         self.objective: nn.Module = Objective(self.classifier, self.defenses, framing(recipe.tricks.augment))
         if world.size > 1:
             on = [world.device] if world.device.type == "cuda" else None
@@ -122,8 +133,9 @@ class Training:
         self.running = Running()
         self.identity: dict[str, Any] = {
             "version": version("robustbench-lite"),
-            "data": data.digest,
-            "held out": None if selection is None else selection.data.digest,
+            "training images": data.digest[:16],
+            "init": None if init is None else hashlib.sha256(init.read_bytes()).hexdigest()[:16],
+            **({"held out": None} if selection is None else selection.identity),
             **asdict(made),
             **{name: value for name, value in asdict(recipe).items() if name != "tricks"},
             **asdict(recipe.tricks),
@@ -136,7 +148,8 @@ class Training:
         The same arguments give the same weights on the same machine. Global random state is left as it was.
 
         Raises:
-            InvalidEvaluation: the loss is no longer a finite number, or the state cannot be written.
+            Diverged: the loss or a weight is no longer a finite number; the state on disk is from before.
+            InvalidEvaluation: the state cannot be written.
         """
         running, feed = self.running, self.feed
         before, started = running.seconds, time.monotonic()
@@ -149,14 +162,13 @@ class Training:
                 self._step(batch, draw, everyone)
                 running.step, running.seconds = running.step + 1, before + time.monotonic() - started
                 ends = running.step % feed.per_epoch == 0
-                if ends:
-                    self._end_of_epoch(epoch)
                 if ends or time.monotonic() - kept >= STATE_SECONDS:
+                    self._check()
+                    if ends:
+                        self._end_of_epoch(epoch)
                     self._keep()
                     kept = time.monotonic()
-        chosen = self.average.of_model(self.classifier)
-        chosen = chosen if self.selection is None else self.selection.best(chosen)
-        return chosen.eval().cpu().requires_grad_(False)
+        return self._result()
 
     def _step(self, batch: Batch, draw: Streams, everyone: int) -> None:
         """One step along the gradient of the mean loss over all processes' images, of which there are `everyone`."""
@@ -165,14 +177,15 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         half = HALF[tricks.precision]
+        progress = running.step / (self.recipe.epochs * self.feed.per_epoch)
         with self._seeded(), torch.autocast(device.type, dtype=half, enabled=half is not None):
-            loss: Tensor = self.objective(batch.images, batch.targets, draw).sum()
+            loss: Tensor = self.objective(batch.images, batch.targets, draw, progress).sum()
         self.optimizer.zero_grad()
         # gradients are averaged over the processes, whose parts may differ by one image
         torch.autograd.backward(self.scaler.scale(loss * (self.world.size / everyone)))
         running.total += float(self.world.total(loss.detach()))
         if not math.isfinite(running.total):
-            raise self._not_a_number(f"the loss became {running.total}")
+            raise self._diverged(f"the loss became {running.total}", running.step + 1)
         if tricks.clip is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.classifier.parameters(), tricks.clip)
@@ -181,8 +194,8 @@ class Training:
         self.average.update(self.classifier)
 
     def _end_of_epoch(self, epoch: int) -> None:
-        running, model = self.running, self.average.of_model(self.classifier)
-        self._check_weights()
+        running, model = self.running, self._as_used()
+        self.world.agree(model.buffers())  # running statistics are each process's own
         score = None if self.selection is None else self.selection.consider(model, epoch + 1)
         running.epochs += (
             Epoch(
@@ -201,21 +214,30 @@ class Training:
         """torch's random state keyed by the step, for networks that draw themselves (dropout), and put back afterwards."""
         devices = [self.world.device] if self.world.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
-            torch.manual_seed(int(generator(self.recipe.seed, "network", self.running.step, self.world.rank).integers(2**63)))
+            seed = int(generator(self.recipe.seed, "network", self.running.step, self.world.rank).integers(2**63))
+            torch.default_generator.manual_seed(seed)
+            if devices:
+                torch.cuda.manual_seed(seed)
             yield
 
-    def _untrained(self, made: Made, probe: Tensor) -> Classifier:
+    def _at_the_start(self, made: Made, init: Path | None) -> Classifier:
         """First weights are drawn from the global CPU generator, which every initialiser uses: it is lent and given back."""
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self.recipe.seed)  # torch.manual_seed would seed the accelerators too, for good
             classifier = made.untrained()
+        try:
+            with torch.no_grad():
+                classifier(self.probe)
+        except (RuntimeError, ValueError, AssertionError) as error:  # whatever a network's own layers raise
+            said = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ModelError(f"{made.architecture} cannot take images of shape {tuple(self.probe.shape[1:])}: {said}") from error
         if self.recipe.tricks.zero_gamma:
-            start_at_zero(classifier.model, probe)
+            start_at_zero(classifier, self.probe)
+        if init is not None:
+            load_into(classifier.model, read_state_dict(init), init, made.architecture, made.classes)
         return classifier
 
     def _keep(self) -> None:
-        """Write the state. Weights that are no numbers never take the place of good ones."""
-        self._check_weights()
         if self.state_file is None or not self.world.first:
             return
         keep_state(
@@ -234,10 +256,15 @@ class Training:
             },
         )
 
-    def _restore(self) -> None:
+    def last_good(self) -> Classifier | None:
+        """What `run` would have made of the state on disk; None where there is none. For use after `Diverged`."""
+        return self._result() if self._restore() else None
+
+    def _restore(self) -> bool:
+        """Go back to the state on disk, if there is one."""
         state = None if self.state_file is None else kept_state(self.state_file, self.identity)
         if state is None:
-            return
+            return False
         self.classifier.load_state_dict(state["classifier"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average.model is not None:
@@ -248,13 +275,26 @@ class Training:
             self.selection.restore(state["selection"])
         epochs = tuple(Epoch(*epoch) for epoch in state["epochs"])
         self.running = Running(state["step"], state["total"], state["seconds"], epochs)
+        return True
 
-    def _check_weights(self) -> None:
-        if not all(bool(weights.isfinite().all()) for weights in self.classifier.parameters()):
-            raise self._not_a_number("weights became infinite or NaN")
+    def _as_used(self) -> Classifier:
+        """What is tested and written, with its layers as the end of the schedule leaves them, since a checkpoint is built so."""
+        model = self.average.of_model(self.classifier)
+        self.defenses.scheduled(model.model, self.recipe.epochs - 1, self.recipe.epochs)
+        return model
 
-    def _not_a_number(self, what: str) -> InvalidEvaluation:
-        step, epoch = self.running.step + 1, self.running.step // self.feed.per_epoch + 1
-        return InvalidEvaluation(
-            f"{what} in step {step} (epoch {epoch}): try a smaller --lr than {self.recipe.lr:g}, --clip 1 or --warmup 5"
-        )
+    def _result(self) -> Classifier:
+        model = self._as_used()
+        best = model if self.selection is None else self.selection.best(model)
+        return best.eval().cpu().requires_grad_(False)
+
+    def _check(self) -> None:
+        """Weights that are no numbers, or answer in none, never take the place of good ones."""
+        with evaluating(self.classifier), torch.no_grad():
+            answer = self.classifier(self.probe.to(self.world.device))
+        if not all(bool(tensor.isfinite().all()) for tensor in (answer, *self.classifier.state_dict().values())):
+            raise self._diverged("weights became useless", self.running.step)
+
+    def _diverged(self, what: str, step: int) -> Diverged:
+        epoch = math.ceil(step / self.feed.per_epoch)
+        return Diverged(f"{what} in step {step} (epoch {epoch}): try a smaller --lr than {self.recipe.lr:g}, --clip 1 or --warmup 5")

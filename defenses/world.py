@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -33,6 +33,12 @@ class World:
         if self.size > 1:
             distributed.all_reduce(value)
         return value
+
+    def agree(self, tensors: Iterable[Tensor]) -> None:
+        """Every process takes the values of the first."""
+        if self.size > 1:
+            for tensor in tensors:
+                distributed.broadcast(tensor, 0)
 
     def wait(self) -> None:
         """Until every process is here."""

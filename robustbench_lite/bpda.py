@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+StandIn = Callable[..., Tensor]
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -23,26 +26,37 @@ class _StraightThrough(torch.autograd.Function):
 
 
 @contextmanager
-def straight_through(model: nn.Module) -> Iterator[list[str]]:
-    """For as long as this lasts, gradients pass the model's non-differentiable modules by the stand-ins that they declare.
+def straight_through(model: nn.Module, offered: str | None = None) -> Iterator[list[str]]:
+    """For as long as this lasts, gradients pass the model's non-differentiable modules by stand-ins of theirs.
 
-    A module declares one by a method `surrogate_backward(x)`: a smooth function with values of the shape of its own output, such as
-    `return x` for rounding. What the model answers does not change.
+    A stand-in is a smooth function with values of the shape of the module's own output, such as `return x` for rounding. A module declares
+    one that is always taken by a method `surrogate_backward(x)`. One whose own gradients are a result in themselves offers several instead,
+    by name, in a mapping `stand_ins`. What the model answers does not change.
+
+    Args:
+        offered: name of the stand-in among those that modules offer; None takes those that are declared.
 
     Yields:
         The names of these modules.
     """
-    declared = {name: m for name, m in model.named_modules() if callable(getattr(m, "surrogate_backward", None))}
+    found = {name: _stand_in(module, offered) for name, module in model.named_modules()}
 
-    def swap(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+    def swap(stand_in: StandIn, module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
         if not (torch.is_grad_enabled() and inputs[0].requires_grad):
             return None
-        straight: Tensor = _StraightThrough.apply(module.surrogate_backward(*inputs), output.detach())
+        straight: Tensor = _StraightThrough.apply(stand_in(*inputs), output.detach())
         return straight
 
-    handles = [module.register_forward_hook(swap) for module in declared.values()]
+    taken = {name: stand_in for name, stand_in in found.items() if stand_in is not None}
+    handles = [model.get_submodule(name).register_forward_hook(partial(swap, stand_in)) for name, stand_in in taken.items()]
     try:
-        yield list(declared)
+        yield list(taken)
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _stand_in(module: nn.Module, offered: str | None) -> StandIn | None:
+    declared: StandIn | None = getattr(module, "surrogate_backward", None)
+    choice: Mapping[str, StandIn] = getattr(module, "stand_ins", {})
+    return declared if offered is None else choice.get(offered)

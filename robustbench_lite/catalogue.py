@@ -21,6 +21,7 @@ REGISTRIES = {
         registry.PERTURBATIONS,
         registry.SUITES,
         registry.DEFENSES,
+        registry.ARCHITECTURES,
         registry.MODELS,
         registry.DATA,
         registry.REPORTS,
@@ -105,6 +106,8 @@ def _described(found: Registry, parsed: Spec, thing: Callable[..., Any]) -> str:
                 for p in parameters.values()
             ]
         )
+    if hasattr(thing, "card"):
+        lines += [thing.card.words()]
     if parsed.first and hasattr(thing, "from_spec"):
         lines += ["", thing.from_spec(parsed).described()]
     return "\n".join(lines)

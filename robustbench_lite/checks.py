@@ -53,7 +53,8 @@ def first_answer(classifier: Classifier, probe: Images, labels: Tensor) -> tuple
     if training is not None:
         raise ModelError(f"{training} of {classifier.name} is in training mode: call .eval() on the model first")
     shape = size_text(probe[0])
-    for values in (classifier.mean, classifier.std):  # which broadcasting would make three channels of one
+    inside = (module for module in classifier.modules() if isinstance(module, Classifier))  # a defense may stand before another
+    for values in (each for module in inside for each in (module.mean, module.std)):  # which broadcasting would make three channels of one
         if values is not None and len(values) > 1 and len(values) != probe.shape[1]:
             raise ModelError(f"{classifier.name} does not take {shape} images: it is normalised for {len(values)} channels")
     try:

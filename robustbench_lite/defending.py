@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
@@ -69,17 +70,19 @@ class Step:
         classifier: in training mode; takes images in [0, 1].
         batch: after every augmentation.
         draw: keyed by (seed, image, epoch); a stream of the same name gives the same numbers again.
+        progress: share of the training that is done, from 0 at the first step.
     """
 
     classifier: Classifier
     batch: Batch
     draw: Streams
+    progress: float = 1.0
 
     @cached_property
     def answers(self) -> tuple[Logits, ...]:
         """Logits (B, K) of the images and of every view, from one pass over all of them, so that batch statistics are over all."""
-        together = torch.cat([self.batch.images, *self.batch.views])
-        return self.classifier(together).float().split(len(self.batch.images))
+        together: Logits = self.classifier(torch.cat([self.batch.images, *self.batch.views]))
+        return together.float().chunk(1 + len(self.batch.views))
 
     @property
     def logits(self) -> Logits:
@@ -129,7 +132,7 @@ class Defenses:
         if spec is None or spec == "none":
             return cls()
         parts = sorted((DEFENSES.build(part) for part in split(spec)), key=lambda part: ORDER.index(part.kind))
-        for one, other in zip(parts, parts[1:], strict=False):
+        for one, other in pairwise(parts):
             if one.kind == other.kind:
                 raise BadSpec(f"{_name(one)} and {_name(other)} both {SAID[one.kind]}: take one of the two")
         return cls(tuple(parts))
@@ -193,8 +196,10 @@ class Defenses:
             if not (hasattr(part, "rebuild") or hasattr(part, "wrap")):
                 raise UsageError(f"{_name(part)} is learnt, and cannot be put on a model: robust-train --defense {DEFENSES.spec_of(part)}")
         classifier.model = self.rebuild(classifier.model).eval()
+        seen = classifier.trained_on
         for part in self._having("wrap"):
             classifier = part.wrap(classifier)
+        classifier.trained_on = seen
         classifier.name = "+".join([classifier.name, *(DEFENSES.spec_of(part) for part in self.parts)])
         return classifier
 

@@ -81,7 +81,8 @@ def evaluate(
         frost_dir: folder of the frost pictures of the benchmark. None: frost is procedural, and named so.
         baseline: JSON file of what a model's errors and flip probabilities are divided by: {"name": ..., "clean": 0.43, "errors":
             {"fog": 0.82}, "flip_probability": {"translate": 0.11}, "t5d": {"translate": 1.2}}. None: AlexNet's errors for ImageNet-C.
-        trained_on: augmentations that the model was trained on, for a warning where they are what the corruptions do.
+        trained_on: augmentations that the model was trained on, for a warning where they are what the corruptions do; a checkpoint of
+            `robust-train` says by itself which defense it has.
         eps: one or several radii, in [0, 1] pixel units (`8/255` as text is fine). None: the usual one of the data set.
         norm: linf, l2, l1 or l0. None: each attack's first.
         target: a class that every image is driven to, or `least-likely`; images that have this label are left out. None: any wrong class.
@@ -223,7 +224,10 @@ def evaluate(
         "notes": [
             *([] if bf16 or precision == "fp32" else ["this processor does not compute in bfloat16: searched in float32"]),
             *remarks(about_corruptions),
-            *overlaps(trained_on, sorted({*(str(shift.condition.corruption) for shift in shifted), *(each.kind for each in perturbed)})),
+            *overlaps(
+                list(dict.fromkeys([*trained_on, *classifier.trained_on])),
+                sorted({*(str(shift.condition.corruption) for shift in shifted), *(each.kind for each in perturbed)}),
+            ),
         ],
         "created": _now(),
         "sessions": [{"started": _now(), "device": device_used, "versions": versions, "shuffle_seed": shuffle_seed}],

@@ -38,8 +38,9 @@ def load_model(
     """The classifier that `spec` names, in eval mode, its parameters free of gradients.
 
     Args:
-        spec: a registered name (`efficientnet_lite0`), `path/to/file.py:build`, `timm:NAME`, a checkpoint of `robust-train`, an archive (`model.pt2`, or
-            TorchScript as .pt, .pth or .ts), `package.module:build`, or a torchvision name; tried in this order.
+        spec: a registered name (`efficientnet_lite0`), `path/to/file.py:build`, `timm:NAME`, a checkpoint of `robust-train`
+            (.safetensors), an archive (`model.pt2`, or TorchScript as .pt, .pth or .ts), `package.module:build`, or a torchvision name;
+            tried in this order.
         weights: a state dict to load instead of the published weights (.safetensors, or what `torch.save` wrote).
         num_classes: K, where it is not that of the published weights.
         mean, std: normalisation per channel, in [0, 1] units, instead of the model's own.

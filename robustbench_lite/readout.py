@@ -102,5 +102,5 @@ def _followed(classifier: Classifier, readout: nn.Module, classes: int) -> Class
         data=classifier.data,
         differentiable=classifier.differentiable,
     )
-    made.recipe = classifier.recipe
+    made.recipe, made.trained_on = classifier.recipe, classifier.trained_on
     return made.to(classifier.device)

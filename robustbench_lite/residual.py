@@ -2,7 +2,8 @@
 
 A branch is a value f(z) that is added to z itself, or concatenated with it (each layer of a DenseNet). It is told by the graph of a
 pass: one operand of the sum is computed from the other. So it is found whatever the model's modules are called, however often one is
-used, and where the sum is made in place. A block whose skip has layers of its own (a projection) is none: its skip is no identity.
+used, and where the sum is made in place. A block whose skip has layers of its own (a projection) is none for skip gradients, since its
+skip is no identity; `block_ends` finds it too.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from torch.autograd.graph import Node, get_gradient_edge
 from .classifier import Images
 from .errors import ModelError
 
-JOINS = ("AddBackward0", "CatBackward0")
+SUM = "AddBackward0"
+JOINS = (SUM, "CatBackward0")
 """What a sum, also one in place, and a concatenation are called in the graph."""
 
 LAYERS = ("Convolution", "Addmm", "Mm", "Bmm", "Linear")
@@ -52,6 +54,32 @@ def residual_branches(model: nn.Module, probe: Images) -> list[str]:
     with torch.enable_grad(), _watched(model, lambda branches: found.extend(branch.name for branch in branches)):
         model(probe.detach().requires_grad_())
     return found
+
+
+def block_ends(model: nn.Module, probe: Images) -> list[Node]:
+    """What the branch of every residual block computes last, in the graph of one pass; also where the skip is a projection.
+
+    Of two summands the branch is the one with more layers of its own. The other is a skip if it is computed on the way to the branch (the
+    identity), or if it has one layer of its own at most and the branch more than one: a projection, or a cut and padded identity.
+
+    Args:
+        model: (B, C, H, W) -> (B, K), in eval mode, its parameters with gradients; it is not changed.
+        probe: (B, C, H, W) any images that it takes; one will do.
+    """
+    x = probe.detach().requires_grad_()
+    with torch.enable_grad():
+        history = _history(x, model(x))
+    layers, ends = history.layers, []
+    for node, operands in history.joined:
+        if node.name() != SUM or len(operands) != 2:
+            continue
+        one, other = (history.bit[value] | history.past[value[0]] for value in operands)
+        own = [(layers & one & ~other).bit_count(), (layers & other & ~one).bit_count()]
+        branch, skip = operands if own[0] > own[1] else reversed(operands)
+        identity = history.bit[skip] & history.past[branch[0]]
+        if min(own) <= 1 and max(own) > (0 if identity else 1):
+            ends.append(branch[0])
+    return ends
 
 
 @contextmanager
@@ -113,27 +141,13 @@ def _watched(model: nn.Module, then: Callable[[list[Branch]], None]) -> Iterator
 
 
 def _branches(x: Tensor, logits: Tensor, outputs: list[tuple[str, Value]]) -> list[Branch]:
-    """The branches between x and logits, given what the modules with weights returned.
-
-    Sets of values are whole numbers with one bit for every value: with thousands of nodes that is what keeps this fast.
-    """
-    source = _value(x)
-    bit: dict[Value, int] = {source: 1}
-    past: dict[Node, int] = {}  # all that a node's outputs are computed from, as far as it is computed from x
-    joined: list[list[Value]] = []
-    layers: list[tuple[str, Value]] = []
-    for node, inputs in _ordered(_value(logits)[0], source[0]):
-        used = [value for value in inputs if value == source or past[value[0]]]
-        past[node] = 0
-        for value in used:
-            past[node] |= bit.setdefault(value, 1 << len(bit)) | past[value[0]]
-        if node.name() in JOINS:
-            joined.append(used)
-        if node.name().startswith(LAYERS):
-            layers.append(("", (node, 0)))
-    layers = [layer for layer in layers + outputs if layer[1] in bit]  # from the end on, modules come first
+    """The branches between x and logits, given what the modules with weights returned."""
+    history = _history(x, logits)
+    bit, past = history.bit, history.past
+    nameless = [("", (node, 0)) for node in past if node.name().startswith(LAYERS)]
+    layers = [layer for layer in nameless + outputs if layer[1] in bit]  # from the end on, modules come first
     found: dict[Value, str] = {}
-    for operands in joined:
+    for _, operands in history.joined:
         everything = reduce(or_, (bit[value] for value in operands), 0)
         for value in operands:
             others = everything & ~bit[value] & past[value[0]]  # operands that this one is computed from
@@ -146,6 +160,43 @@ def _branches(x: Tensor, logits: Tensor, outputs: list[tuple[str, Value]]) -> li
             if name is not None:
                 found[value] = name
     return [Branch(name, value) for value, name in found.items()]
+
+
+@dataclass(frozen=True)
+class _History:
+    """What was computed from what in one pass, as far as it was computed from its images.
+
+    Sets of values are whole numbers with one bit for every value: with thousands of nodes that is what keeps this fast.
+
+    Args:
+        bit: of every value.
+        past: all that a node's outputs are computed from.
+        joined: sums and concatenations, each with its operands.
+    """
+
+    bit: dict[Value, int]
+    past: dict[Node, int]
+    joined: list[tuple[Node, list[Value]]]
+
+    @property
+    def layers(self) -> int:
+        """The set of what layers computed."""
+        return reduce(or_, (bit for (node, _), bit in self.bit.items() if node.name().startswith(LAYERS)), 0)
+
+
+def _history(x: Tensor, logits: Tensor) -> _History:
+    source = _value(x)
+    bit: dict[Value, int] = {source: 1}
+    past: dict[Node, int] = {}
+    joined: list[tuple[Node, list[Value]]] = []
+    for node, inputs in _ordered(_value(logits)[0], source[0]):
+        used = [value for value in inputs if value == source or past[value[0]]]
+        past[node] = 0
+        for value in used:
+            past[node] |= bit.setdefault(value, 1 << len(bit)) | past[value[0]]
+        if node.name() in JOINS:
+            joined.append((node, used))
+    return _History(bit, past, joined)
 
 
 def _value(tensor: Tensor) -> Value:

@@ -1,4 +1,4 @@
-"""Intervals for proportions."""
+"""Intervals for proportions and for their differences."""
 
 from __future__ import annotations
 
@@ -23,3 +23,37 @@ def wilson(successes: float, n: float, z: float = Z95) -> tuple[float, float]:
     low = 0.0 if successes == 0 else (centre - half) / scale
     high = 1.0 if successes == n else (centre + half) / scale
     return low, high
+
+
+def paired_interval(both: int, only_first: int, only_second: int, neither: int) -> tuple[float, float]:
+    """95 % interval for the difference of two paired proportions, first minus second (Newcombe, Stat. Med. 17:2635, 1998, method 10).
+
+    It combines the Wilson limits of the two shares with the correlation between them, and stays inside [-1, 1].
+
+    Args:
+        both, only_first, only_second, neither: how many of the n images both, one and none of the two got right.
+
+    Raises:
+        ValueError: a count is negative, or all are 0.
+    """
+    n = both + only_first + only_second + neither
+    if n <= 0 or min(both, only_first, only_second, neither) < 0:
+        raise ValueError(f"need counts of 0 or more that are not all 0, got {both}, {only_first}, {only_second} and {neither}")
+    first, second = both + only_first, both + only_second
+    margins = first * (n - first) * second * (n - second)
+    agreement = float(both * neither - only_first * only_second)
+    if agreement > 0:
+        agreement = max(agreement - n / 2, 0.0)  # the correction for continuity that makes it method 10
+    correlation = agreement / sqrt(margins) if margins else 0.0
+    (low1, high1), (low2, high2) = wilson(first, n), wilson(second, n)
+    below, above = (
+        _together(first / n - low1, high2 - second / n, correlation),
+        _together(high1 - first / n, second / n - low2, correlation),
+    )
+    difference = (only_first - only_second) / n
+    return difference - below, difference + above
+
+
+def _together(one: float, other: float, correlation: float) -> float:
+    """Length of the difference of two correlated deviations."""
+    return sqrt(max(one * one - 2 * correlation * one * other + other * other, 0.0))

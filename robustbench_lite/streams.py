@@ -71,6 +71,10 @@ class Streams:
         """(B, *shape) float32, standard normal."""
         return self._each(stream, lambda g: g.standard_normal(shape, dtype=np.float32))
 
+    def gamma(self, stream: str, alpha: float, *shape: int) -> Tensor:
+        """(B, *shape) float64, of the gamma distribution with this shape parameter and scale 1."""
+        return self._each(stream, lambda g: g.standard_gamma(alpha, shape))
+
     def integers(self, stream: str, low: int, high: int, *shape: int) -> Tensor:
         """(B, *shape) int64, uniform in low..high - 1."""
         small = np.uint8 if low >= 0 and high <= 256 else np.int64  # eight times as many from the same random bits

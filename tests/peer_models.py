@@ -1,6 +1,7 @@
 """Three small digits networks on which attacks are compared with those of other libraries, and how they were trained.
 
-`python tests/peer_models.py` trains them again, from the same seeds, and measures them.
+The stored ones in `goldens/` were trained by an earlier training loop, with draws of its own. `python tests/peer_models.py FOLDER` trains
+them again under the same recipes and measures them: networks alike, not identical, for which `EPS` may need another look.
 
 standard: cross-entropy. pgd: Madry et al. (ICLR 2018, https://arxiv.org/abs/1706.06083). kwta: Xiao et al. (ICLR 2020,
 https://arxiv.org/abs/1905.10510), whose gradients mislead.
@@ -8,21 +9,27 @@ https://arxiv.org/abs/1905.10510), whose gradients mislead.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
-from robustbench_lite.defenses.recipe import Recipe
-from robustbench_lite.defenses.standard import Standard
-from robustbench_lite.defenses.training import Objective, count_correct, save, splits, train
-from torch import Generator, Tensor, nn
-from torch.nn.functional import cross_entropy
+from robustbench_lite.defenses.job import count_correct, save
+from robustbench_lite.defenses.recipe import Recipe, Tricks
+from robustbench_lite.defenses.splitting import splits
+from robustbench_lite.defenses.training import Training
+from robustbench_lite.defenses.world import World
+from torch import Tensor, nn
 
 from robustbench_lite.checkpoints import load_into, read_state_dict
 from robustbench_lite.classifier import Classifier, Images, Labels
 from robustbench_lite.data import load_data
+from robustbench_lite.defending import Kind, Step, soft_cross_entropy
+from robustbench_lite.registry import architecture, defense
+from robustbench_lite.trained import Made
 
 MEAN, STD = (0.305,) * 3, (0.323,) * 3  # of the training images
 GOLDENS = Path(__file__).parent / "goldens"
@@ -52,19 +59,18 @@ class KeepLargest(nn.Module):
         return x * (x >= threshold.view(-1, *[1] * (x.ndim - 1)))
 
 
-def network(activation: Callable[[], nn.Module], name: str) -> Callable[[int], Classifier]:
-    """An architecture: three convolutions of stride 2 and a linear layer for 3 x 32 x 32 images; 20 thousand weights."""
+def kwta() -> nn.Module:
+    return KeepLargest(0.2)
 
-    def untrained(classes: int) -> Classifier:
-        layers = [
-            *(nn.Conv2d(3, 16, 5, stride=2, padding=2), activation()),
-            *(nn.Conv2d(16, 32, 3, stride=2, padding=1), activation()),
-            *(nn.Conv2d(32, 32, 3, stride=2, padding=1), activation()),
-            *(nn.Flatten(), nn.Linear(32 * 4 * 4, classes)),
-        ]
-        return Classifier(nn.Sequential(*layers).eval(), mean=MEAN, std=STD, classes=classes, name=f"peer-{name}", data="digits")
 
-    return untrained
+def network(activation: Callable[[], nn.Module], classes: int = 10, channels: int = 3) -> nn.Module:
+    """Three convolutions of stride 2 and a linear layer for 32 x 32 images; 20 thousand weights."""
+    return nn.Sequential(
+        *(nn.Conv2d(channels, 16, 5, stride=2, padding=2), activation()),
+        *(nn.Conv2d(16, 32, 3, stride=2, padding=1), activation()),
+        *(nn.Conv2d(32, 32, 3, stride=2, padding=1), activation()),
+        *(nn.Flatten(), nn.Linear(32 * 4 * 4, classes)),
+    )
 
 
 @dataclass(frozen=True)
@@ -76,46 +82,43 @@ class OnAttacked:
         steps: of PGD, each 2.5 / steps of the radius, from a random start.
     """
 
+    kind: ClassVar[Kind] = "adversarial"
+
     eps: float = 0.2
     steps: int = 5
 
-    def __call__(self, classifier: Classifier, images: Images, labels: Labels, generator: Generator) -> Tensor:
-        """(B,) losses to minimise."""
-        return cross_entropy(classifier(self.attacked(classifier, images, labels, generator)), labels, reduction="none")
+    def fit(self, step: Step) -> Tensor:
+        return soft_cross_entropy(step.classifier(self.attacked(step)), step.batch.targets)
 
-    def attacked(self, classifier: Classifier, x: Images, y: Labels, generator: Generator) -> Images:
-        eps = self.eps * (2 * torch.rand(len(x), 1, 1, 1, generator=generator) - 1).clamp(min=0)
-        x_adv = (x + eps * (2 * torch.rand(x.shape, generator=generator) - 1)).clamp(0, 1)
+    def attacked(self, step: Step) -> Images:
+        x, y = step.batch.images, step.batch.labels
+        eps = self.eps * step.draw.uniform("radius", 1, 1, 1, low=-1.0, high=1.0).clamp(min=0)
+        x_adv = (x + eps * step.draw.uniform("start", *x.shape[1:], low=-1.0, high=1.0)).clamp(0, 1)
         for _ in range(self.steps):
             x_adv.requires_grad_()
-            (gradient,) = torch.autograd.grad(cross_entropy(classifier(x_adv), y, reduction="sum"), x_adv)
+            loss = nn.functional.cross_entropy(step.classifier(x_adv), y, reduction="sum")
+            (gradient,) = torch.autograd.grad(loss, x_adv)
             stepped = x_adv.detach() + 2.5 / self.steps * eps * gradient.sign()
             x_adv = torch.clamp(stepped, x - eps, x + eps).clamp(0, 1)
         return x_adv
 
 
-@dataclass(frozen=True)
-class Made:
-    """How one of the networks is made."""
+STANDARD = Recipe("adamw", epochs=30, batch_size=32, lr=3e-3, weight_decay=0.1, label_smoothing=0.1, tricks=Tricks(augment="turn-shift"))
+ATTACKED = Recipe("adamw", epochs=40, batch_size=64, lr=3e-3, weight_decay=0.1, tricks=Tricks(augment="none"))
 
-    architecture: Callable[[int], Classifier]
-    objective: Objective
-    recipe: Recipe
-
-
-MODELS = {
-    "standard": Made(network(nn.ReLU, "standard"), Standard(), Recipe(epochs=30, weight_decay=0.1)),
-    "pgd": Made(network(nn.ReLU, "pgd"), OnAttacked(), Recipe(epochs=40, batch_size=64, weight_decay=0.1)),
-    "kwta": Made(network(lambda: KeepLargest(0.2), "kwta"), Standard(), Recipe(epochs=30, weight_decay=0.1)),
+MODELS: dict[str, tuple[Callable[[], nn.Module], str, Recipe]] = {
+    "standard": (nn.ReLU, "none", STANDARD),
+    "pgd": (nn.ReLU, "peer_pgd", ATTACKED),
+    "kwta": (kwta, "none", STANDARD),
 }
+"""The activation, the defense and the recipe of each."""
 
 
 def load(name: str) -> Classifier:
     """One of the trained networks."""
-    classifier = MODELS[name].architecture(10)
-    file = GOLDENS / f"peer_{name}.safetensors"
-    load_into(classifier.model, read_state_dict(file), file, name, classes=10)
-    return classifier.requires_grad_(False)
+    model, file = network(MODELS[name][0]).eval(), GOLDENS / f"peer_{name}.safetensors"
+    load_into(model, read_state_dict(file), file, name, classes=10)
+    return Classifier(model, mean=MEAN, std=STD, classes=10, name=f"peer-{name}", data="digits").requires_grad_(False)
 
 
 def right_digits(classifier: nn.Module, count: int, classes: int = 10) -> tuple[Images, Labels]:
@@ -128,16 +131,20 @@ def right_digits(classifier: nn.Module, count: int, classes: int = 10) -> tuple[
     return x[chosen], y[chosen]
 
 
-def main() -> None:
-    """Train the networks, write them to the goldens and print what they get right."""
+def main(folder: Path) -> None:
+    """Train the networks, write them to a folder and print what they get right."""
     torch.set_num_threads(1)
-    digits, held_out = splits("digits")
-    for name, made in MODELS.items():
+    defense("peer_pgd")(OnAttacked)  # here, since a test of all defenses would meet it otherwise
+    found, world = splits("digits"), World(0, 1, torch.device("cpu"))
+    for name, (activation, against, recipe) in MODELS.items():
+        architecture(f"peer_{name}")(lambda classes, channels=3, activation=activation: network(activation, classes, channels))
+        made = Made(f"peer_{name}", against, 10, 3, 32, None, "bilinear", MEAN, STD, "digits")
         started = time.perf_counter()
-        classifier = train(made.architecture, digits, made.objective, made.recipe, torch.device("cpu"), lambda epoch, loss: None)
-        save(classifier, GOLDENS / f"peer_{name}.safetensors", {"made by": "tests/peer_models.py"})
-        print(f"{name}: {count_correct(classifier, held_out)} of {len(held_out)} right, {time.perf_counter() - started:.0f} s of training")
+        classifier = Training(made, found.train, recipe, world).run()
+        save(classifier, folder / f"peer_{name}.safetensors", made, {"made by": "tests/peer_models.py"})
+        right = count_correct(classifier, found.test)
+        print(f"{name}: {right} of {len(found.test)} right, {time.perf_counter() - started:.0f} s of training")
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]))

@@ -39,6 +39,7 @@ CHOSEN |= {
     "spsa": ("spsa:steps=8,samples=25",),
     "es-pgd": ("es-pgd:iterations=8,samples=100",),
     "sgm": (),  # not for the models below, which have no skip connections: test_sgm.py holds it to the same
+    "bpda": (),  # nor this, as they offer no stand-ins: test_bpda_attack.py
 }
 OURS = [name for name in ATTACKS.names() if ATTACKS.get(name).__module__.startswith("robustbench_lite.attacks.")]
 SPECS = [spec for name in OURS for spec in CHOSEN.get(name, (name,))]

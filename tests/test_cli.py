@@ -179,6 +179,23 @@ def test_a_model_of_other_classes_is_noted(inside: Inside, factories: Path) -> N
     assert "20 classes and digits 10: do their labels mean the same?" in ran.out
 
 
+def test_a_defense_is_put_on_the_model_and_belongs_to_the_run(robust_eval: CommandLine, inside: Inside) -> None:
+    command = ("--model", "digits_cnn", "--limit", "12", "--attack", "fgsm", "--eps", "0.1")
+    assert "digits_cnn on digits" in inside(*command).out
+    defended = inside(*command, "--defense", "bit-depth:bits=2")
+    assert (defended.code, "digits_cnn+bit-depth:bits=2" in defended.out) == (0, True)
+    assert len(list((robust_eval.folder / "robust-eval-runs").iterdir())) == 2
+    run = Path(defended.out.split("report: ")[1].split("/report.html")[0])
+    assert json.loads((robust_eval.folder / run / "run.json").read_text())["model"]["recipe"]["defense"] == "bit-depth:bits=2"
+    assert inside("verify", run).code == 0  # the defense is there again, or its witnesses would not hold
+
+
+@pytest.mark.parametrize(("defense", "words"), [("pgd-at", "robust-train --defense pgd-at"), ("bit-dept", "did you mean 'bit-depth'")])
+def test_a_defense_that_cannot_be_put_on_is_refused(inside: Inside, defense: str, words: str) -> None:
+    refused = inside("--model", "digits_cnn", "--defense", defense)
+    assert (refused.code, words in refused.complaint) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("command", "words"),
     [
@@ -186,7 +203,8 @@ def test_a_model_of_other_classes_is_noted(inside: Inside, factories: Path) -> N
         (("list", "data"), ("imagenet", "imagefolder", "digits", "npz")),
         (("list", "reports"), ("csv", "html", "terminal")),
         (("list", "corruptions"), ("corruptions",)),
-        (("list", "defenses"), ("defenses",)),
+        (("list", "defenses"), ("pgd-at", "kwta", "augmix")),
+        (("list", "architectures"), ("digits_cnn", "cifar_resnet18", "wrn_40_2")),
         (("describe", "pgd"), ("Madry", "white box", "steps", "40", "step_size", "ce, dlr or margin", "none")),
         (("describe", "foolbox:LinfPGD"), ("rel_stepsize", "foolbox")),
         (("describe", "digits"), ("scikit-learn", "split", "test or train")),

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from robustbench_lite import registry
 from robustbench_lite.errors import BadSpec, UnknownName
-from robustbench_lite.registry import ATTACKS, Registry, Spec, number, parameters
+from robustbench_lite.registry import ATTACKS, Registry, Spec, number, parameters, split
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,8 @@ def made(**things: Callable[..., Any]) -> Registry:
         ("imagefolder:/a:b/c,size=7", Spec("imagefolder", "/a:b/c", {"size": "7"})),
         ("npz:/a b/c.npz,key=x=y", Spec("npz", "/a b/c.npz", {"key": "x=y"})),
         ("x:key=", Spec("x", None, {"key": ""})),
+        ("x:attack=(apgd:steps=5,loss=dlr),eps=8/255", Spec("x", None, {"attack": "apgd:steps=5,loss=dlr", "eps": "8/255"})),
+        ("npz:/data (1)/a.npz,size=7", Spec("npz", "/data (1)/a.npz", {"size": "7"})),
     ],
 )
 def test_a_spec_is_taken_apart(text: str, spec: Spec) -> None:
@@ -158,6 +160,13 @@ def test_the_spec_of_a_thing_names_what_differs_only() -> None:
     assert things.spec_of(Thing(count=4, on=True)) == "thing:count=4,on=True"
     assert things.build(things.spec_of(Thing(most=None, on=True))) == Thing(most=None, on=True)
     assert set(parameters(Thing)) == {"count", "size", "mode", "on", "name", "most"}
+
+
+def test_a_value_that_is_a_spec_itself_stands_in_parentheses() -> None:
+    things, nested = made(thing=Thing), Thing(name="sgm:gamma=0.5,steps=3+mi")
+    assert things.spec_of(nested) == "thing:name=(sgm:gamma=0.5,steps=3+mi)"
+    assert things.build(things.spec_of(nested)) == nested
+    assert split("a:x=(b+c:y=1)+d") == ["a:x=(b+c:y=1)", "d"]
 
 
 # --- registering -----------------------------------------------------------------------------------------------------------

@@ -1,41 +1,58 @@
-"""The training loop, its command `robust-train`, and the checkpoint it made for the digits."""
+"""The training loop: what a step does, in which order, at which rate, what is averaged, chosen and refused; and the bundled checkpoint."""
 
 from __future__ import annotations
 
-import errno
-import os
-import signal
-import subprocess
-import sys
-from dataclasses import replace
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import torch
-from robustbench_lite.defenses.architectures import ARCHITECTURES, architecture, find_architecture
-from robustbench_lite.defenses.recipe import Recipe
-from robustbench_lite.defenses.standard import Standard
-from robustbench_lite.defenses.train_cli import main
-from robustbench_lite.defenses.training import count_correct, save, splits, train
-from safetensors import safe_open
-from safetensors.torch import load_file
-from torch import Generator, nn
+from robustbench_lite.defenses import feed
+from robustbench_lite.defenses import training as loop
+from robustbench_lite.defenses.average import Average
+from robustbench_lite.defenses.job import count_correct
+from robustbench_lite.defenses.recipe import Recipe, Tricks
+from robustbench_lite.defenses.selection import Score, Selection, held_out
+from robustbench_lite.defenses.training import Diverged, Epoch
+from torch import Tensor, nn
+from training_fixture import ALONE, digits, made, metadata, same, training
 
 from robustbench_lite.classifier import Classifier
 from robustbench_lite.data import load_data
-from robustbench_lite.errors import DataError, InvalidEvaluation, UsageError
+from robustbench_lite.defending import Defenses, Kind, Step
+from robustbench_lite.errors import DataError, ModelError, UsageError
 from robustbench_lite.labelled import LabelledImages, from_arrays
-from robustbench_lite.registry import MODELS
+from robustbench_lite.registry import ARCHITECTURES, DEFENSES, MODELS, architecture, defense
+from robustbench_lite.streams import generator
 
-CPU = torch.device("cpu")
-COMMAND = [sys.executable, "-m", "robustbench_lite.defenses.train_cli"]
 DOCS = Path(__file__).parent.parent / "docs" / "training.md"
 
 
-@pytest.fixture(scope="module")
-def some_digits() -> LabelledImages:
-    return load_data("digits:train", limit=96)
+@pytest.fixture
+def registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a test registers is gone afterwards."""
+    for registry in (ARCHITECTURES, DEFENSES):
+        registry.names()
+        monkeypatch.setattr(registry, "found", dict(registry.found))
+
+
+@pytest.fixture
+def linear(registered: None) -> str:
+    """The name of a network of one linear layer."""
+
+    @architecture("linear")
+    def build(classes: int, channels: int = 3) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(channels * 32 * 32, classes))
+
+    return "linear"
+
+
+# --- the bundled checkpoint
 
 
 def bundled_file() -> Path:
@@ -45,30 +62,12 @@ def bundled_file() -> Path:
     return Path(package.origin).with_name("digits_cnn.safetensors")
 
 
-def metadata(file: Path) -> dict[str, str]:
-    with safe_open(file, "pt") as opened:
-        found: dict[str, str] = opened.metadata()
-    return found
-
-
-def short_run(data: LabelledImages, seed: int = 0) -> Classifier:
-    return train(find_architecture("digits_cnn"), data, Standard(), Recipe(epochs=2, seed=seed), CPU, lambda epoch, loss: None)
-
-
-def same_tensors(one: nn.Module, other: nn.Module) -> bool:
-    pairs = zip(one.state_dict().items(), other.state_dict().items(), strict=True)
-    return all(name == name2 and torch.equal(value, value2) for (name, value), (name2, value2) in pairs)
-
-
-# --- the bundled checkpoint
-
-
 def test_the_bundled_checkpoint_is_small_accurate_and_says_how_it_was_made() -> None:
-    digits, classifier = load_data("digits"), MODELS.build("digits_cnn")
-    correct = count_correct(classifier, digits)
+    images, classifier = load_data("digits"), MODELS.build("digits_cnn")
+    correct = count_correct(classifier, images)
     facts = metadata(bundled_file())
-    assert len(digits) == 900
-    assert correct / len(digits) >= 0.97
+    assert len(images) == 900
+    assert correct / len(images) >= 0.97
     assert bundled_file().stat().st_size < 300_000
     assert facts["test_accuracy"] == f"{correct / 900:.4f}"
     assert facts["command"] in DOCS.read_text()
@@ -84,8 +83,7 @@ def test_the_bundled_classifier_is_ready_for_an_attack() -> None:
     assert torch.equal(classifier(grey), classifier.model(torch.zeros(1, 3, 32, 32)))  # normalised inside, once
 
 
-@pytest.mark.slow
-def test_a_picture_needs_less_than_ten_million_operations() -> None:
+def test_the_bundled_classifier_is_cheap() -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter:
@@ -96,242 +94,339 @@ def test_a_picture_needs_less_than_ten_million_operations() -> None:
 # --- the loop
 
 
-def test_the_same_seed_gives_the_same_weights_whatever_happened_before(some_digits: LabelledImages) -> None:
-    first = short_run(some_digits)
+def by_hand(start: nn.Module, data: LabelledImages, optimizer: Callable[..., torch.optim.Optimizer], seed: int) -> nn.Module:
+    """Two epochs of plain PyTorch at a constant rate, over images normalised by 0.3 and 0.3, in the order that the seed gives."""
+    model = copy.deepcopy(start).train().requires_grad_(True)
+    moved = optimizer(model.parameters())
+    x = (torch.stack([image for image, _ in data]) - 0.3) / 0.3
+    y = torch.tensor(data.labels)
+    for epoch in range(2):
+        order = torch.from_numpy(generator(seed, "order", epoch).permutation(len(data)))
+        for chosen in order.chunk(3):
+            moved.zero_grad()
+            nn.functional.cross_entropy(model(x[chosen]), y[chosen], label_smoothing=0.0).backward()
+            moved.step()
+    return model
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_the_loop_is_the_plain_loop(name: str) -> None:
+    given: dict[str, Any] = {"lr": 0.02, "weight_decay": 0.1, "schedule": "constant", "optimizer": name, "seed": 3}
+    ours = training(**given)
+    settings: dict[str, Any] = {"momentum": 0.9, "nesterov": True} if name == "sgd" else {}
+    plain = torch.optim.SGD if name == "sgd" else torch.optim.AdamW
+    theirs = by_hand(ours.classifier.model, digits(), lambda weights: plain(weights, lr=0.02, weight_decay=0.1, **settings), seed=3)
+    trained = ours.run().model
+    for one, other in zip(trained.parameters(), theirs.parameters(), strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
+
+
+def test_the_same_seed_gives_the_same_weights_whatever_happened_before() -> None:
+    first = training(augment="turn-shift").run()
     torch.rand(7)
-    assert same_tensors(first, short_run(some_digits))
-    other = short_run(some_digits, seed=1)
-    assert not torch.equal(first.model.state_dict()["head.weight"], other.model.state_dict()["head.weight"])
+    assert same(first, training(augment="turn-shift").run())
+    assert not same(first, training(augment="turn-shift", seed=1).run())
 
 
-def test_training_leaves_global_random_state_and_data_as_they_were(some_digits: LabelledImages) -> None:
-    state, pixels = torch.get_rng_state(), torch.stack([image for image, _ in some_digits])
-    short_run(some_digits)
+def test_training_leaves_global_random_state_and_data_as_they_were() -> None:
+    images = digits()
+    state, pixels = torch.get_rng_state(), torch.stack([image for image, _ in images])
+    training(images, augment="crop-flip").run()
     assert torch.equal(state, torch.get_rng_state())
-    assert torch.equal(pixels, torch.stack([image for image, _ in some_digits]))
+    assert torch.equal(pixels, torch.stack([image for image, _ in images]))
 
 
-def test_a_trained_classifier_is_in_eval_mode_and_frozen(some_digits: LabelledImages) -> None:
-    classifier = short_run(some_digits)
+def test_a_trained_classifier_is_in_eval_mode_and_frozen() -> None:
+    classifier = training().run()
     assert not any(module.training for module in classifier.modules())
     assert not any(parameter.requires_grad for parameter in classifier.parameters())
 
 
-def test_every_image_is_used_once_an_epoch_in_batches_of_nearly_equal_size(some_digits: LabelledImages) -> None:
-    batches: list[torch.Tensor] = []
+def test_every_image_is_used_once_an_epoch_in_steps_of_nearly_equal_size(registered: None) -> None:
+    seen: list[Tensor] = []
 
-    class Recorded(Standard):
-        def __call__(self, classifier: Classifier, images: torch.Tensor, labels: torch.Tensor, generator: Generator) -> torch.Tensor:
-            batches.append(images)
-            return super().__call__(classifier, images, labels, generator)
+    @defense("recorder")
+    @dataclass(frozen=True)
+    class Recorder:
+        kind: ClassVar[Kind] = "adversarial"
 
-    odd = some_digits[:65]  # one more than two batches of 32
-    train(find_architecture("digits_cnn"), odd, Recorded(), Recipe(epochs=1, batch_size=32), CPU, lambda epoch, loss: None)
-    assert [len(batch) for batch in batches] == [22, 22, 21]
-    seen = {image.numpy().tobytes() for image in torch.cat(batches)}
-    assert seen == {image.numpy().tobytes() for image, _ in odd}
+        def fit(self, step: Step) -> Tensor:
+            seen.append(step.batch.images)
+            return 0 * step.logits.sum(1) + step.batch.labels  # the mean over the images is known
 
-
-def test_every_epoch_is_reported_with_its_mean_loss(some_digits: LabelledImages) -> None:
-    reports: list[tuple[int, float]] = []
-
-    def constant(classifier: Classifier, images: torch.Tensor, labels: torch.Tensor, generator: Generator) -> torch.Tensor:
-        return 0 * classifier(images).sum(1) + labels  # the mean over the images is known
-
-    train(find_architecture("digits_cnn"), some_digits, constant, Recipe(epochs=2), CPU, lambda *report: reports.append(report))
-    mean = sum(label for _, label in some_digits if isinstance(label, int)) / len(some_digits)
-    assert reports == [(1, pytest.approx(mean)), (2, pytest.approx(mean))]
-
-
-def test_a_loss_that_is_no_number_ends_training(some_digits: LabelledImages) -> None:
-    recipe = Recipe(epochs=5, lr=1e30)
-    with pytest.raises(InvalidEvaluation, match=r"the loss became (nan|inf) in epoch \d: try a smaller --lr than 1e\+30"):
-        train(find_architecture("digits_cnn"), some_digits, Standard(), recipe, CPU, lambda epoch, loss: None)
+    reports: list[tuple[Epoch, ...]] = []
+    odd = digits(65)  # one more than two steps of 32
+    training(odd, what=made(defense="recorder"), report=reports.append).run()
+    assert [len(batch) for batch in seen] == [22, 22, 21] * 2
+    for epoch in (seen[:3], seen[3:]):
+        assert {image.numpy().tobytes() for image in torch.cat(epoch)} == {image.numpy().tobytes() for image, _ in odd}
+    assert not torch.equal(seen[0], seen[3]), "every epoch has an order of its own"
+    mean = sum(label for label in odd.labels if isinstance(label, int)) / 65
+    assert [epoch.loss for epoch in reports[-1]] == [pytest.approx(mean), pytest.approx(mean)]
+    assert [(len(report), report[-1].number) for report in reports] == [(1, 1), (2, 2)]
+    assert reports[-1][0].clean is None
 
 
-def test_data_without_one_class_an_image_is_refused(some_digits: LabelledImages) -> None:
+def test_images_that_do_not_fit_into_memory_are_read_in_threads_to_the_same_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = training(augment="turn-shift")
+    monkeypatch.setattr(feed, "IN_MEMORY", 0)
+    read = training(augment="turn-shift")
+    assert held.feed.held is not None
+    assert read.feed.held is None
+    assert same(held.run(), read.run())
+
+
+def test_dropout_is_drawn_under_the_seed(registered: None) -> None:
+    @architecture("forgetful")
+    def build(classes: int, channels: int = 3) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(channels * 32 * 32, classes))
+
+    first = training(what=made("forgetful")).run()
+    torch.rand(3)
+    assert same(first, training(what=made("forgetful")).run())
+
+
+def test_clipping_bounds_the_step(linear: str) -> None:
+    """With plain SGD a step is as long as the rate times the gradient."""
+    given: dict[str, Any] = {"epochs": 1, "batch_size": 96, "lr": 1.0, "momentum": 0.0, "weight_decay": 0.0, "schedule": "constant"}
+    for clip, expected in ((0.01, 0.01), (1e9, None)):
+        ours = training(what=made(linear), clip=clip, **given)
+        start = nn.utils.parameters_to_vector(ours.classifier.parameters()).clone().detach()
+        moved = float((nn.utils.parameters_to_vector(ours.run().parameters()) - start).norm())
+        assert moved == pytest.approx(expected, rel=1e-3) if expected else moved > 0.02
+
+
+def test_half_precision_trains_nearly_alike() -> None:
+    exact, half = training().run(), training(precision="bf16").run()
+    pairs = list(zip(exact.parameters(), half.parameters(), strict=True))
+    assert not same(exact, half)
+    assert all(one.dtype == other.dtype == torch.float32 for one, other in pairs)
+    assert max(float((one - other).abs().max()) for one, other in pairs) < 0.05
+
+
+# --- schedules
+
+
+def rates(epochs: int = 10, per_epoch: int = 2, **given: Any) -> list[float]:
+    tricks = {name: given.pop(name) for name in list(given) if name in Tricks.__dataclass_fields__}
+    plan = Recipe(epochs=epochs, lr=given.pop("lr", 1.0), **given, tricks=Tricks(**tricks))
+    return [plan.learning_rate(step, per_epoch) for step in range(epochs * per_epoch)]
+
+
+def test_cosine_falls_from_the_rate_towards_0() -> None:
+    found = rates()
+    assert (found[0], found[10]) == (1, pytest.approx(0.5))
+    assert found[5] == pytest.approx((1 + math.sqrt(0.5)) / 2)
+    assert 0 < found[19] < 0.01
+
+
+def test_steps_divide_by_ten() -> None:
+    assert rates(schedule="steps") == pytest.approx([1] * 10 + [0.1] * 5 + [0.01] * 5)
+    assert rates(schedule="steps", drops=(0.9,)) == pytest.approx([1] * 18 + [0.1] * 2)
+
+
+def test_cyclic_rises_for_two_fifths_and_falls_after() -> None:
+    found = rates(schedule="cyclic")
+    assert found[:8] == pytest.approx([(step + 1) / 8 for step in range(8)])
+    assert max(found) == 1
+    assert found[8:] == pytest.approx([min(1, (20 - step) / 12) for step in range(8, 20)])
+
+
+def test_warm_up_is_a_straight_line_before_the_schedule() -> None:
+    assert rates(schedule="constant", warmup=2) == pytest.approx([0.25, 0.5, 0.75] + [1] * 17)
+    assert rates(warmup=2)[4:] == pytest.approx(rates(epochs=8))
+
+
+def test_the_rate_grows_with_the_batch_where_that_is_asked_for() -> None:
+    assert rates(schedule="constant", scale_lr=True, batch_size=64, lr=0.1)[0] == pytest.approx(0.025)
+    assert rates(schedule="constant", batch_size=64, lr=0.1)[0] == 0.1
+
+
+# --- the average of the weights
+
+
+def test_the_average_follows_its_formula_and_counts_whole_numbers() -> None:
+    model = Classifier(nn.Sequential(nn.Linear(1, 1, bias=False), nn.BatchNorm1d(1)).eval())
+    weight, counter = model.model[0].weight, model.model[1].num_batches_tracked
+    nn.init.zeros_(weight)
+    average, expected = Average.of(model, 0.25), 0.0
+    for step, value in enumerate((8.0, 4.0, 2.0, -1.0)):
+        with torch.no_grad():
+            weight.fill_(value)
+        counter.fill_(step + 5)
+        average.update(model)
+        decay = min(0.25, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * value
+        assert average.model is not None
+        assert float(average.model.model[0].weight) == pytest.approx(expected)
+        assert int(average.model.model[1].num_batches_tracked) == step + 5
+
+
+def test_the_average_is_what_comes_out_and_without_a_decay_nothing_is_averaged() -> None:
+    plain = training()
+    assert plain.run() is plain.classifier
+    averaged = training(ema=0.9)
+    result = averaged.run()
+    assert result is averaged.average.model
+    assert same(plain.classifier, averaged.classifier), "averaging does not change the training"
+    assert not same(result, averaged.classifier)
+
+
+# --- the epoch that is kept
+
+
+class Scripted(Selection):
+    """Scores as they are given, one an epoch, and what was asked about."""
+
+    scores: ClassVar[list[Score]]
+    asked: ClassVar[list[Classifier]]
+
+    def _scored(self, classifier: Classifier) -> Score:
+        self.asked.append(copy.deepcopy(classifier))
+        return self.scores[len(self.asked) - 1]
+
+
+def scripted(*scores: tuple[float, float]) -> Scripted:
+    Scripted.scores, Scripted.asked = [Score(*score) for score in scores], []
+    return Scripted(digits(8), None, None, 0, ALONE)
+
+
+def test_the_epoch_of_the_highest_attacked_score_is_kept_and_of_equals_the_earlier() -> None:
+    scores = [(0.2, 0.9), (0.5, 0.6), (0.5, 0.6), (0.4, 0.99), (0.1, 1.0)]
+    selection = scripted(*scores)
+    ours = training(epochs=5, selection=selection)
+    result = ours.run()
+    assert selection.epoch == 2
+    assert same(result, selection.asked[1])
+    assert not same(result, ours.classifier)
+    assert [(epoch.attacked, epoch.clean) for epoch in ours.running.epochs] == scores
+
+
+def test_scores_are_shares_of_the_images_held_out_clean_and_attacked() -> None:
+    from robustbench_lite.defenses.adversary import attack_for_training
+
+    from robustbench_lite.threat import ball
+
+    images = load_data("digits", limit=150)  # more than one batch
+    classifier = MODELS.build("digits_cnn").train()
+    clean = Selection(images, None, None, 0, ALONE).consider(classifier, 1)
+    assert classifier.training
+    assert clean == Score(clean.clean, clean.clean)
+    assert clean.clean == pytest.approx(count_correct(classifier.eval(), images) / 150)
+    attacked = Selection(images, attack_for_training("pgd:steps=5", "linf"), ball("linf", 0.1), 0, ALONE)
+    first = attacked.consider(classifier, 1)
+    assert first == attacked.consider(classifier, 2), "every epoch is attacked with the same draws"
+    assert first.clean == clean.clean
+    assert first.attacked < clean.clean - 0.2
+    assert attacked.epoch == 1
+
+
+def test_images_held_out_are_not_trained_on_and_every_class_is_among_them() -> None:
+    images = digits(300)
+    rest, kept = held_out(images, 0.2, seed=0)
+    assert (len(rest), len(kept)) == (240, 60)
+    assert not set(rest.ids) & set(kept.ids)
+    assert {*rest.ids, *kept.ids} == set(images.ids)
+    assert set(kept.labels) == set(range(10))
+    assert held_out(images, 0.2, seed=0)[1].ids == kept.ids != held_out(images, 0.2, seed=1)[1].ids
+
+
+@pytest.mark.parametrize("share", [0.001, 0.999, 1.0, -0.1, math.nan, math.inf])
+def test_a_share_that_leaves_one_side_empty_is_refused(share: float) -> None:
+    with pytest.raises(UsageError, match=r"--validation .*: a share between 0 and 1 that leaves some of the 96 images"):
+        held_out(digits(96), share, 0)
+
+
+def test_scheduled_layers_are_chosen_and_written_as_the_checkpoint_will_have_them(registered: None) -> None:
+    """A network whose layers change while it is trained is scored with the layers of the end, or another one than scored would be kept."""
+
+    class Level(nn.Module):
+        level = 1.0
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x
+
+    @defense("levels")
+    @dataclass(frozen=True)
+    class Levels:
+        kind: ClassVar[Kind] = "network"
+
+        def rebuild(self, model: nn.Module) -> nn.Module:
+            return nn.Sequential(model, Level())
+
+        def scheduled(self, model: nn.Module, epoch: int, epochs: int) -> None:
+            model[1].level = epoch / (epochs - 1)
+
+    for ema in (None, 0.5):
+        selection = scripted((0.9, 0.9), (0.1, 0.1), (0.1, 0.1))
+        ours = training(epochs=3, what=made(defense="levels"), selection=selection, ema=ema)
+        assert ours.run().model[1].level == 1.0
+        assert [asked.model[1].level for asked in selection.asked] == [1.0] * 3
+
+
+# --- what is refused
+
+
+def test_a_loss_that_is_no_number_ends_training_with_its_step() -> None:
+    with pytest.raises(Diverged, match=r"the loss became (nan|inf) in step 2 \(epoch 1\): try a smaller --lr than 1e\+30, --clip 1"):
+        training(lr=1e30).run()
+
+
+def test_weights_that_answer_with_no_number_are_found_at_the_end_of_an_epoch(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    with pytest.raises(Diverged, match=r"weights became useless in step 1 \(epoch 1\)"):
+        training(lr=1e30, batch_size=96, state_file=state).run()
+    assert not state.exists()
+
+
+def test_a_defense_that_gives_nan_is_stopped_in_its_step(registered: None) -> None:
+    @defense("breaks")
+    @dataclass(frozen=True)
+    class Breaks:
+        kind: ClassVar[Kind] = "adversarial"
+
+        def fit(self, step: Step) -> Tensor:
+            return step.logits.sum(1) * (math.nan if step.progress >= 0.5 else 1e-3)
+
+    with pytest.raises(Diverged, match=r"the loss became nan in step 4 \(epoch 2\)"):
+        training(what=made(defense="breaks")).run()
+
+
+def test_data_without_one_class_an_image_is_refused() -> None:
     several = from_arrays(torch.zeros(2, 3, 32, 32), torch.tensor([[0.0, 1.0], [1.0, 1.0]]), "xrays", ids=["a", "b"], classes=2)
     with pytest.raises(DataError, match="xrays has several labels an image"):
-        short_run(several)
+        training(several)
+    flat = from_arrays(torch.rand(3, 3, 32, 32), torch.zeros(3), "zeros", classes=10)
+    with pytest.raises(DataError, match="all 3 training images of zeros are of one class"):
+        training(flat)
+    unknown = from_arrays(torch.rand(3, 3, 32, 32), torch.arange(3), "some")
     with pytest.raises(DataError, match="does not say how many classes"):
-        short_run(replace(some_digits, classes=None))
+        training(unknown)
 
 
-def test_an_architecture_is_added_by_registering_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ARCHITECTURES.names()
-    monkeypatch.setattr(ARCHITECTURES, "found", dict(ARCHITECTURES.found))
-
-    @architecture("linear")
-    def linear(classes: int) -> Classifier:
-        return Classifier(nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, classes)).eval())
-
-    out = tmp_path / "linear.safetensors"
-    assert main(["--model", "linear", "--epochs", "2", "--out", str(out)]) == 0
-    assert load_file(out)["1.weight"].shape == (10, 3 * 32 * 32)
-    assert float(metadata(out)["test_accuracy"]) > 0.5
+def test_a_network_that_cannot_take_the_images_is_refused_before_training() -> None:
+    small = from_arrays(torch.rand(4, 3, 8, 8), torch.arange(4), "small", classes=10)
+    with pytest.raises(ModelError, match=r"small_cnn cannot take images of shape \(3, 8, 8\)"):
+        training(small)
 
 
-@pytest.mark.parametrize("data", ["cifar10", "imagenet", "mnist"])
-def test_data_without_a_training_split_is_refused_and_never_trained_on_its_test_images(data: str) -> None:
-    with pytest.raises(UsageError, match=data):
-        splits(data)
+def test_a_defense_around_a_model_is_not_trained(registered: None) -> None:
+    @defense("glasses")
+    @dataclass(frozen=True)
+    class Glasses:
+        kind: ClassVar[Kind] = "input"
+
+        def wrap(self, classifier: Classifier) -> Classifier:
+            return classifier
+
+    with pytest.raises(UsageError, match="glasses is not trained but put around a model: robust-eval --defense glasses"):
+        training(what=made(defense="glasses"))
+    assert Defenses.parse("glasses").parts
 
 
-# --- standard training's images
-
-
-def test_moved_images_stay_in_the_box_and_follow_the_generator() -> None:
-    images = torch.rand(16, 3, 32, 32, generator=Generator().manual_seed(1))
-    before = images.clone()
-    once = Standard().moved(images, Generator().manual_seed(0))
-    assert 0 <= once.min() <= once.max() <= 1
-    assert torch.equal(once, Standard().moved(images, Generator().manual_seed(0)))
-    assert not torch.equal(once, Standard().moved(images, Generator().manual_seed(1)))
-    assert torch.equal(images, before)
-
-
-def test_shifts_and_turns_have_the_size_that_they_are_given() -> None:
-    dot = torch.zeros(512, 1, 33, 33)
-    dot[:, :, 15:18, 15:18] = 1
-    across = torch.arange(33.0) - 16
-    moved = Standard(turn=0, shift=0.25).moved(dot, Generator().manual_seed(0))
-    offset = (moved.sum(2) * across).sum((1, 2)) / moved.sum((1, 2, 3))
-    assert 7.5 < offset.abs().max() <= 0.25 * 33
-    assert abs(offset.mean()) < 1
-    assert torch.allclose(Standard(turn=0, shift=0).moved(dot, Generator()), dot, atol=1e-4)
-    bar = torch.zeros(1, 1, 33, 33)
-    bar[:, :, 16, :] = 1
-    turned = torch.cat([Standard(turn=90, shift=0).moved(bar, Generator().manual_seed(seed)) for seed in range(20)])
-    upright = turned[:, 0, :, 16].sum(1)  # a bar that was turned by about 90 degrees fills the middle column
-    assert upright.max() > 20
-    assert torch.allclose(turned[:, 0, 16, 16], torch.ones(20), atol=0.3)
-
-
-# --- the command
-
-
-@pytest.mark.slow
-def test_the_real_command_writes_a_checkpoint_that_loads_and_beats_a_floor(tmp_path: Path) -> None:
-    out = tmp_path / "short.safetensors"
-    done = subprocess.run([*COMMAND, "--data", "digits", "--epochs", "3", "--seed", "3", "--out", out], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "epoch 3 of 3" in done.stderr
-    facts = metadata(out)
-    classifier = find_architecture("digits_cnn")(10)
-    classifier.model.load_state_dict(load_file(out))
-    correct = count_correct(classifier, load_data("digits"))
-    assert correct > 0.85 * 900
-    assert f"{correct} of 900 test images right" in done.stdout
-    assert {key: facts[key] for key in ("model", "data", "seed", "torch")} == {
-        "model": "digits_cnn", "data": "digits", "seed": "3", "torch": torch.__version__,
-    }  # fmt: skip
-    assert facts["test_accuracy"] == f"{correct / 900:.4f}"
-    assert facts["command"].startswith("robust-train --data digits --model digits_cnn --epochs 3 --batch-size 32 ")
-
-
-def test_the_command_in_a_checkpoint_makes_it_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert main(["--epochs", "1", "--batch-size", "128", "--seed", "5", "--out", "once.safetensors"]) == 0
-    first = load_file("once.safetensors")
-    assert main([*metadata(Path("once.safetensors"))["command"].split()[1:], "--force"]) == 0
-    again = load_file("once.safetensors")
-    assert all(torch.equal(first[name], again[name]) for name in first)
-
-
-def test_a_file_that_exists_is_kept_unless_forced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "mine.safetensors"
-    out.write_bytes(b"mine")
-    assert main(["--epochs", "1", "--out", str(out)]) == 2
-    assert "add --force" in capsys.readouterr().err
-    assert out.read_bytes() == b"mine"
-    assert main(["--epochs", "1", "--out", str(out), "--force"]) == 0
-    assert metadata(out)["model"] == "digits_cnn"
-    assert list(tmp_path.iterdir()) == [out]
-
-
-@pytest.mark.parametrize(
-    ("flags", "said"),
-    [
-        ([], "--out"),
-        (["--out", "a.pt"], ".safetensors"),
-        (["--out", "no/such/folder/a.safetensors"], "no folder"),
-        (["--out", "a.safetensors", "--epochs", "0"], "epochs must be 1 or more, got 0"),
-        (["--out", "a.safetensors", "--epochs", "many"], "--epochs"),
-        (["--out", "a.safetensors", "--epoch", "3"], "--epochs"),
-        (["--out", "a.safetensors", "--batch-size", "-1"], "batch-size must be 1 or more, got -1"),
-        (["--out", "a.safetensors", "--lr", "0"], "lr must be a number above 0, got 0.0"),
-        (["--out", "a.safetensors", "--lr", "nan"], "lr must be a number above 0, got nan"),
-        (["--out", "a.safetensors", "--weight-decay", "-0.1"], "weight-decay must be"),
-        (["--out", "a.safetensors", "--seed", "-1"], "seed must be"),
-        (["--out", "a.safetensors", "--model", "digits_cn"], "did you mean 'digits_cnn'"),
-        (["--out", "a.safetensors", "--data", "digit"], "did you mean 'digits'"),
-        (["--out", "a.safetensors", "--data", "cifar10"], "no training images"),
-        (["--out", "a.safetensors", "--data", "imagenet"], "cannot be split"),
-        (["--out", "a.safetensors", "--device", "tpu"], "--device"),
-        (["digits", "--out", "a.safetensors"], "digits"),
-    ],
-)
-def test_a_mistake_is_one_line_and_exit_code_2(
-    flags: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert main(flags) == 2
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    assert printed.err.count("\n") == 1
-    assert printed.err.startswith("robust-train: ")
-    assert said in printed.err
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_device_that_is_not_there_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert main(["--device", "cuda", "--out", str(tmp_path / "a.safetensors")]) == 2
-    assert capsys.readouterr().err == "robust-train: --device cuda: this machine has none that PyTorch can use; try --device auto\n"
-
-
-def test_debug_shows_where_a_mistake_was_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--debug", "--out", str(tmp_path / "a.pt")]) == 2
-    assert "Traceback" in capsys.readouterr().err
-
-
-def test_a_bug_shows_its_traceback_and_says_that_it_is_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def fail(name: str) -> None:
-        raise RuntimeError("broken on purpose")
-
-    monkeypatch.setattr("robustbench_lite.defenses.architectures.find_architecture", fail)
-    assert main(["--out", str(tmp_path / "a.safetensors")]) == 4
-    printed = capsys.readouterr().err
-    assert "RuntimeError: broken on purpose" in printed
-    assert "this is a bug in robust-train" in printed
-
-
-def test_a_full_disk_is_one_line_and_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(source: object, target: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(InvalidEvaluation, match="No space left on device"):
-        save(find_architecture("digits_cnn")(10), tmp_path / "a.safetensors", {})
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_an_interrupted_run_exits_130_and_writes_nothing(tmp_path: Path) -> None:
-    command = [*COMMAND, "--epochs", "100000", "--out", tmp_path / "a.safetensors"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as running:
-        assert running.stderr is not None
-        assert running.stderr.readline().startswith("epoch 1 of 100000")
-        running.send_signal(signal.SIGINT)
-        _, said = running.communicate(timeout=60)
-    assert running.returncode == 130
-    assert said == "robust-train: interrupted; nothing was written\n"
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_help_needs_no_torch() -> None:
-    code = "import sys; from robustbench_lite.defenses.train_cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "--weight-decay" in done.stdout
+def test_the_state_is_written_within_an_epoch_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[int] = []
+    monkeypatch.setattr(loop, "STATE_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "keep_state", lambda file, identity, state: steps.append(state["step"]))
+    training(state_file=tmp_path / "state").run()
+    assert steps == [1, 2, 3, 4, 5, 6]

@@ -112,9 +112,9 @@ def start_up(rounds: int = 5) -> list[str]:
     return lines
 
 
-def corruptions(what: str) -> list[str]:
-    """Speed beside another library, or memory: in a process of its own, with as many threads as it says."""
-    command = [sys.executable, "-W", "ignore", str(WORKER.with_name("corruptions.py")), what]
+def rows_of(script: str, what: str) -> list[str]:
+    """What a script beside this one prints: in a process of its own, with as many threads as it says."""
+    command = [sys.executable, "-W", "ignore", str(WORKER.with_name(script)), what]
     return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
 
 
@@ -177,12 +177,27 @@ SECTIONS = {
     "corruptions": Section(
         "Corruptions, 224 pixels, batches of 32, two threads, random draws included; wall time, mean over the severities",
         "| corruption | ours, ms an image | imagecorruptions, ms | ratio | slowest severity of ours, ms |",
-        lambda: corruptions("speed"),
+        lambda: rows_of("corruptions.py", "speed"),
     ),
     "corruption-memory": Section(
         "Peak memory of an evaluation under two corruptions, 224 pixels, batches of 32",
         "| images | peak memory, MB |",
-        lambda: corruptions("memory"),
+        lambda: rows_of("corruptions.py", "memory"),
+    ),
+    "adversarial": Section(
+        "A step of adversarial training, over a bare loop with the same passes (1.00 = free)",
+        "| task | bare loop | ours | ratio | from |",
+        lambda: rows_of("training.py", "adversarial"),
+    ),
+    "kwta": Section(
+        "A training step with k-WTA, over one with ReLU",
+        "| task | ReLU | k-WTA | ratio | from |",
+        lambda: rows_of("training.py", "kwta"),
+    ),
+    "augmix": Section(
+        "AugMix's two views of an image, a PIL pipeline over ours (above 1: slower than ours)",
+        "| images | ours, an image | PIL, an image | ratio | from |",
+        lambda: rows_of("training.py", "augmix"),
     ),
     "start": Section("Starting", "| command | median | range |", start_up),
 }

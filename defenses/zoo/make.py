@@ -1,0 +1,164 @@
+"""`make zoo`: train the models of the zoo again, measure them, and compare with their cards; --update replaces the cards.
+
+On the same machine with the same versions a model comes out with the same weights, and so with the same figures; only its file may
+list what it says about itself in another order. Elsewhere sums are rounded otherwise, and training goes its own way from there. A card's
+interval allows for other images, while the images here are the same: a figure outside it is seldom due to rounding alone.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from hashlib import sha256
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+from robustbench_lite.cards import SEED, Card, Figure
+from robustbench_lite.console import exit_code
+from robustbench_lite.data import load_data
+from robustbench_lite.errors import UnknownName, UsageError
+
+from . import FOLDER
+from .entries import ENTRIES, UNDEFENDED
+
+BUILD = Path("build/zoo")
+WORKERS = 2
+"""Models that are made side by side, with one thread each, so that the same sums are made on every machine of one kind."""
+
+app = App(
+    name="make zoo",
+    default_parameter=Parameter(negative=()),
+    version_flags=(),
+    exit_on_error=False,
+    print_error=False,
+    suppress_keyboard_interrupt=False,
+    result_action="return_value",
+)
+
+
+@app.default
+def make_zoo(
+    names: Annotated[Sequence[str], Parameter(negative=())] = (), /, *, images: int = 200, full: bool = False, update: bool = False
+) -> int:
+    """Train and measure the models of the zoo, two at a time, and compare what was found with their cards.
+
+    Returns 1 where a figure lies outside its card's interval, or a model has no card yet.
+
+    Args:
+        names: which models; all unless some are named.
+        images: how many of the test images are measured; a card over more of them is compared on the same ones.
+        full: measure all test images, which takes hours.
+        update: put the checkpoints and cards made here in the place of those that are shipped, instead of comparing.
+    """
+    for name in names:
+        if name not in ENTRIES:
+            raise UnknownName("model of the zoo", name, ENTRIES)
+    if images < 1:
+        raise UsageError(f"--images must be 1 or more, got {images}")
+    BUILD.mkdir(parents=True, exist_ok=True)
+    began, failures = time.monotonic(), 0
+    with ProcessPoolExecutor(WORKERS, get_context("spawn"), _one_thread) as workers:
+        jobs = {workers.submit(made, name, None if full else images): name for name in names or list(ENTRIES)[::-1]}
+        for job in as_completed(jobs):
+            name, card = jobs[job], job.result()
+            if update:
+                _ship(card)
+            differing = unlike(card, _shipped(name))
+            failures += len(differing)
+            print("\n  ".join([f"{name}, after {time.monotonic() - began:.0f} s:", *(differing or ["as its card says"])]), flush=True)
+    return int(failures > 0)
+
+
+def made(name: str, images: int | None) -> Card:
+    """Train and measure one model; what was interrupted goes on."""
+    import torch
+
+    from robustbench_lite.trained import load_trained
+
+    from ..job import run_job
+    from ..world import World
+    from .measuring import figures, measure
+
+    entry, checkpoint = ENTRIES[name], BUILD / f"{name}.safetensors"
+    request = entry.request(checkpoint)
+    run_job(request, World(0, 1, torch.device("cpu")), lambda *_: None)
+    classifier = load_trained(checkpoint)
+    run = BUILD / f"{name}-{classifier.digest[:16]}-{images or 'all'}"
+    result = measure(classifier, request.data, entry.adaptive, images, run)
+    shutil.rmtree(run)  # only an interrupted run is worth keeping: the next `make zoo` is to measure, not to remember
+    return Card(
+        name=name,
+        description=entry.description,
+        good_for=entry.good_for,
+        not_for=entry.not_for,
+        data=request.data,
+        architecture=request.model,
+        defense=request.defense,
+        command=request.command,
+        seed=request.seed,
+        chosen=entry.chosen,
+        trained_on=classifier.trained_on,
+        digest=sha256(checkpoint.read_bytes()).hexdigest(),
+        versions=result.config["versions"],
+        figures=figures(result, entry.adaptive),
+        baseline=None if name == UNDEFENDED else UNDEFENDED,
+    )
+
+
+def unlike(card: Card, shipped: Card | None) -> list[str]:
+    """What a model that was made again does otherwise than its card says, one line a figure; over the images that both know."""
+    if shipped is None:
+        return ["there is no card yet: add --update"]
+    return [line for figure in shipped.figures if (line := _unlike(figure, card.figure(figure.condition), card.data))]
+
+
+def _unlike(told: Figure, found: Figure | None, data: str) -> str | None:
+    if found is None or (found.asked, found.answers) != (told.asked, told.answers):
+        return f"{told.condition}: it was measured otherwise, by {', '.join(told.asked)}: add --update"
+    n = min(told.n, found.n)
+    told, found = _over(told, n, data), _over(found, n, data)
+    low, high = told.interval
+    if low <= found.accuracy <= high:
+        return None
+    return f"{told.condition}: {found.accuracy:.2%} of {n} images, its card says {told.accuracy:.2%} [{low:.2%}, {high:.2%}] of the same"
+
+
+def _over(figure: Figure, n: int, data: str) -> Figure:
+    """The figure over the n images that a smaller measurement would take."""
+    taken = set(load_data(data, limit=n, seed=SEED).ids)
+    return figure.at([at for at, key in enumerate(load_data(data, limit=figure.n, seed=SEED).ids) if key in taken])
+
+
+def _shipped(name: str) -> Card | None:
+    file = FOLDER / f"{name}.json"
+    return Card.read(file) if file.is_file() else None
+
+
+def _ship(card: Card) -> None:
+    shutil.copyfile(BUILD / f"{card.name}.safetensors", FOLDER / f"{card.name}.safetensors")
+    (FOLDER / f"{card.name}.json").write_text(card.written(), "utf-8")
+
+
+def _one_thread() -> None:
+    """Before a worker's first job."""
+    import torch
+
+    from robustbench_lite.engines.local import tune_process
+
+    torch.set_num_threads(1)
+    tune_process()
+
+
+def _run(words: Sequence[str]) -> int:
+    code: int = app(words)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code("make zoo", _run, sys.argv[1:]))

@@ -1,0 +1,63 @@
+"""What is measured of a model of the zoo, by the public `evaluate`: its answers as it is, under attack, and on corrupted images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from robustbench_lite.cards import SEED, Figure
+from robustbench_lite.classifier import Classifier
+from robustbench_lite.evaluation import evaluate
+from robustbench_lite.registry import ATTACKS
+from robustbench_lite.results import Condition, Result
+
+NORM = "linf"
+RADII = (0.1, 0.15)
+STANDARD = ("pgd", "autoattack")
+SUITE = "cifar-c"
+
+
+def measure(classifier: Classifier, data: str, adaptive: tuple[str, ...], images: int | None, run: Path) -> Result:
+    """Ask everything that a card tells of; a measurement that was interrupted goes on.
+
+    Args:
+        adaptive: specs of attacks.
+        images: how many of the data's; None is all.
+        run: folder to keep the run in.
+    """
+    return evaluate(
+        classifier,
+        [*STANDARD, *adaptive],
+        data,
+        corruptions=SUITE,
+        norm=NORM,
+        eps=RADII,
+        limit=images,
+        seed=SEED,
+        device="cpu",
+        witnesses="none",
+        out=run,
+    )
+
+
+def figures(result: Result, adaptive: tuple[str, ...]) -> tuple[Figure, ...]:
+    """The figures of a card; of the adaptive attacks the strongest counts, for each image."""
+    found = [Figure("clean", (), None, None, _right(result, "clean"))]
+    for name, specs in (*((spec, (spec,)) for spec in STANDARD), ("adaptive", adaptive)):
+        for eps in RADII:
+            same = {ATTACKS.spec_of(ATTACKS.build(spec)) for spec in specs}  # as conditions spell them
+            asked = [c for c in result.conditions if c.kind == "attack" and c.attack in same and c.eps == eps]
+            if len(asked) != len(specs):
+                raise ValueError(f"{name} is {', '.join(specs)}, but only {', '.join(c.name for c in asked)} ran")
+            found.append(Figure(name, specs, NORM, eps, _together(result, asked, min)))
+    corrupted = [c for c in result.conditions if c.kind == "corruption"]
+    return (*found, Figure(SUITE, (SUITE,), None, None, _together(result, corrupted, sum), len(corrupted)))
+
+
+def _together(result: Result, conditions: Sequence[Condition], of: Callable[[Iterable[int]], int]) -> tuple[int, ...]:
+    return tuple(of(answers) for answers in zip(*(_right(result, c.name) for c in conditions), strict=True))
+
+
+def _right(result: Result, condition: str) -> tuple[int, ...]:
+    """1 for every image that is right, in the data's order; what is undecided is not."""
+    return tuple(int(verdict.broken is False) for verdict in result.of(condition))

@@ -1,0 +1,139 @@
+"""What the commands share: bars, complaints, exit codes, and the end of a run. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cyclopts import CycloptsError
+from rich.console import Console
+
+from .errors import RobustEvalError, UsageError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from .results import Result
+
+Progress = Callable[[str, int, int, int], None]
+"""Told what is being done, how many images are done, how many there are, and how many of them are broken."""
+
+
+def exit_code(program: str, command: Callable[[Sequence[str]], object], words: Sequence[str]) -> int:
+    """Run a command on the words after its name; its exit code, as the errors module documents. Whatever goes wrong is said in one line."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported; spinning threads starve a shared machine
+    try:
+        code = command(words)
+    except CycloptsError as error:
+        complain(program, f"{error} ({program} --help lists the options)")
+        return 2
+    except RobustEvalError as error:
+        if "--debug" in words:
+            traceback.print_exc()
+        complain(program, str(error))
+        return error.exit_code
+    except KeyboardInterrupt:
+        complain(program, "interrupted; the same command goes on where it stopped")
+        return 130
+    except BrokenPipeError:
+        # whoever read our output has gone, as in `robust-eval list models | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception:
+        traceback.print_exc()
+        complain(program, f"this is a bug in {program}: please report it with the lines above")
+        return 4
+    return code if isinstance(code, int) else 0
+
+
+def complain(program: str, message: str) -> None:
+    """One line on standard error."""
+    print(f"{program}: {' '.join(message.split())}", file=sys.stderr, flush=True)
+
+
+def finish(result: Result, seconds: float | None) -> int:
+    """Print the table and write the run's files; 4 where an image could not be decided."""
+    from .registry import REPORTS
+    from .store import explained
+
+    with explained(result.folder):
+        path = result.write()
+    show(REPORTS.get("terminal")(result))
+    for note in result.config["notes"]:
+        print(f"note: {note}")
+    print(f"report: {path}" + (f"  ({seconds:.0f} s)" if seconds is not None else ""))
+    undecided = {v.sample_id for v in result.verdicts if v.broken is None}
+    if undecided:
+        reasons = sorted({str(v.reason) for v in result.verdicts if v.broken is None})
+        said = f"{len(undecided)} images are undecided ({'; '.join(reasons[:2])}); they count as not correct, samples.csv names them"
+        complain("robust-eval", said)
+        return 4
+    return 0
+
+
+def show(table: RenderableType) -> None:
+    """Print something of rich's on standard output."""
+    console = Console()
+    with console.capture() as text:  # rich would end the process by itself where the reader of our output has gone
+        console.print(table)
+    print(text.get(), end="")
+
+
+def whole(option: str, text: str) -> int:
+    """The number that was given for an option.
+
+    Raises:
+        UsageError: it is none.
+    """
+    try:
+        return int(text)
+    except ValueError:
+        raise UsageError(f"{option} takes a whole number, got {text!r}") from None
+
+
+def default_folder(asked: Sequence[object], label: str) -> Path:
+    """The same request, the same place."""
+    from hashlib import sha256
+
+    return Path("robust-eval-runs") / f"{label[:80]}-{sha256(repr(asked).encode()).hexdigest()[:8]}"
+
+
+@contextmanager
+def bars() -> Iterator[Progress]:
+    """Bars on a terminal; elsewhere a line now and then. Both on standard error, so that a pipe gets the table alone."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        said = time.monotonic()
+
+        def line(name: str, done: int, total: int, broken: int) -> None:
+            nonlocal said
+            if time.monotonic() - said >= 10:
+                said = time.monotonic()
+                print(f"{name}: {done} of {total}, {broken} broken", file=sys.stderr, flush=True)
+
+        yield line
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as drawn:
+        tasks: dict[str, Any] = {}
+
+        def bar(name: str, done: int, total: int, broken: int) -> None:
+            if name not in tasks:
+                tasks[name] = drawn.add_task(name.replace("[", r"\["), note="")
+            drawn.update(tasks[name], completed=done, total=total, note=f"{broken} broken" if broken else "")
+
+        yield bar
