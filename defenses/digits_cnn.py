@@ -53,5 +53,6 @@ def digits_cnn() -> Classifier:
         name="digits_cnn",
         data="digits",
     )
+    classifier.trained_on = ("rotate", "translate")
     load_into(classifier.model, read_state_dict(CHECKPOINT), CHECKPOINT, "digits_cnn", classes=10)
     return classifier

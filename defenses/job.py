@@ -49,7 +49,7 @@ def run_job(request: Request, world: World, report: Report, *, fresh: bool = Fal
     defenses = Defenses.parse(request.defense).trainable()
     if recipe.tricks.augment == "auto":
         recipe = replace(recipe, tricks=replace(recipe.tricks, augment=USUAL.get(found.kind, "none")))
-    made = _made(request, found, defenses)
+    made = _made(request, found, defenses, recipe)
     train, selection = found.train, None
     if not request.validation and (request.validation_attack or request.validation_eps):
         raise UsageError("--validation-attack and --validation-eps need images held out: add --validation 0.1")
@@ -94,13 +94,14 @@ def _rescued(training: Training, request: Request, made: Made) -> str:
     return f"the last good weights, of step {training.running.step}, are in {file}"
 
 
-def _made(request: Request, found: Splits, defenses: Defenses) -> Made:
+def _made(request: Request, found: Splits, defenses: Defenses, recipe: Recipe) -> Made:
     channels, height, _ = found.train[0][0].shape
     small = f"cifar_{request.model}"
     assert found.train.classes is not None
     return Made(
         architecture=small if height <= SMALL and small in ARCHITECTURES.names() else request.model,
         defense=defenses.spec,
+        augment=recipe.tricks.augment,
         classes=found.train.classes,
         channels=channels,
         size=height,

@@ -70,7 +70,8 @@ class Objective(nn.Module):
 
     def forward(self, images: Tensor, targets: Tensor, draw: Streams, progress: float) -> Tensor:
         """(B,)."""
-        batch = self.defenses.augment(Batch(self.frame(images, draw), targets), draw)
+        with torch.autocast(images.device.type, enabled=False):  # pixels keep their precision
+            batch = self.defenses.augment(Batch(self.frame(images, draw), targets), draw)
         return self.defenses.losses(Step(self.classifier, batch, draw, progress))
 
 

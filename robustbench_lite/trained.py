@@ -16,6 +16,15 @@ from .defending import Defenses
 from .errors import ModelError, RobustEvalError
 from .registry import ARCHITECTURES
 
+FRAMED = {
+    "none": (),
+    "flip": ("flip",),
+    "crop-flip": ("crop", "flip"),
+    "turn-shift": ("rotate", "translate"),
+    "resized-crop-flip": ("crop", "flip"),
+}
+"""What training images usually go through, in the words of `overlap`."""
+
 
 @dataclass(frozen=True)
 class Made:
@@ -24,6 +33,7 @@ class Made:
     Args:
         architecture: its registered name, a torchvision name, or `timm:NAME`.
         defense: spec of what it was trained with.
+        augment: what was done to its training images before that, a name of `FRAMED`.
         classes, channels: K, and the channels of an image.
         size: height and width of an image.
         resize: shorter side of a picture before the centre crop; None resizes to `size`.
@@ -34,6 +44,7 @@ class Made:
 
     architecture: str
     defense: str
+    augment: str
     classes: int
     channels: int
     size: int
@@ -64,7 +75,7 @@ class Made:
             name=self.architecture if not defenses.parts else f"{self.architecture}+{defenses.spec}",
             data=self.data,
         )
-        classifier.trained_on = defenses.trained_on
+        classifier.trained_on = (*FRAMED.get(self.augment, ()), *defenses.trained_on)
         return classifier
 
     def written(self) -> dict[str, str]:

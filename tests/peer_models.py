@@ -138,7 +138,7 @@ def main(folder: Path) -> None:
     found, world = splits("digits"), World(0, 1, torch.device("cpu"))
     for name, (activation, against, recipe) in MODELS.items():
         architecture(f"peer_{name}")(lambda classes, channels=3, activation=activation: network(activation, classes, channels))
-        made = Made(f"peer_{name}", against, 10, 3, 32, None, "bilinear", MEAN, STD, "digits")
+        made = Made(f"peer_{name}", against, "turn-shift", 10, 3, 32, None, "bilinear", MEAN, STD, "digits")
         started = time.perf_counter()
         classifier = Training(made, found.train, recipe, world).run()
         save(classifier, folder / f"peer_{name}.safetensors", made, {"made by": "tests/peer_models.py"})

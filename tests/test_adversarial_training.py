@@ -402,7 +402,7 @@ def test_two_adversarial_defenses_are_a_bad_spec() -> None:
 
 def digits_training(defense: str, count: int, recipe: Recipe) -> Training:
     data = load_data("digits:train", limit=count)
-    made = Made("digits_cnn", defense, 10, 3, 32, None, "bilinear", (0.3,) * 3, (0.3,) * 3, "digits")
+    made = Made("digits_cnn", defense, "turn-shift", 10, 3, 32, None, "bilinear", (0.3,) * 3, (0.3,) * 3, "digits")
     return Training(made, data, recipe, World(0, 1, CPU))
 
 

@@ -205,7 +205,7 @@ def test_an_image_is_what_torchvision_makes_of_it_under_its_seed(spec: str, tran
 
 
 def checkpoint(folder: Path, defense: str) -> Path:
-    made = Made("digits_cnn", defense, 10, 3, 32, None, "bilinear", (0.5,) * 3, (0.5,) * 3, "digits")
+    made = Made("digits_cnn", defense, "turn-shift", 10, 3, 32, None, "bilinear", (0.5,) * 3, (0.5,) * 3, "digits")
     save(made.untrained(), folder / "model.safetensors", made, {})
     return folder / "model.safetensors"
 

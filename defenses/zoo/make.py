@@ -44,7 +44,7 @@ app = App(
 
 @app.default
 def make_zoo(
-    names: Annotated[Sequence[str], Parameter(negative=())] = (), /, *, images: int = 200, full: bool = False, update: bool = False
+    names: Annotated[Sequence[str], Parameter(negative=())] = (), /, *, images: int = 100, full: bool = False, update: bool = False
 ) -> int:
     """Train and measure the models of the zoo, two at a time, and compare what was found with their cards.
 

@@ -12,7 +12,8 @@ from robustbench_lite.registry import ATTACKS
 from robustbench_lite.results import Condition, Result
 
 NORM = "linf"
-RADII = (0.1, 0.15)
+RADII = (0.05, 0.1, 0.15)
+"""The smallest is there for networks without any robustness, which lose all at the others."""
 STANDARD = ("pgd", "autoattack")
 SUITE = "cifar-c"
 

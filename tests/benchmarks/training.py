@@ -40,7 +40,7 @@ def noise(count: int) -> LabelledImages:
 
 def trained(architecture: str, defense: str, batch: int) -> Run:
     """A step of `robust-train`, every image of a batch as it is read."""
-    made = Made(architecture, defense, 10, 3, 32, None, "bilinear", (0.5,) * 3, (0.5,) * 3, "noise")
+    made = Made(architecture, defense, "none", 10, 3, 32, None, "bilinear", (0.5,) * 3, (0.5,) * 3, "noise")
     recipe = Recipe(epochs=10**6, batch_size=batch, tricks=Tricks(schedule="constant", augment="none"))
     training = Training(made, noise(2 * batch), recipe, World(0, 1, CPU))
     batches = training.feed.batches(0)
@@ -49,7 +49,7 @@ def trained(architecture: str, defense: str, batch: int) -> Run:
 
 def bare(architecture: str, batch: int) -> Run:
     """The least that adversarial training is: a random start, steps along the sign, one pass to learn from."""
-    made = Made(architecture, "none", 10, 3, 32, None, "bilinear", (0.5,) * 3, (0.5,) * 3, "noise")
+    made = Made(architecture, "none", "none", 10, 3, 32, None, "bilinear", (0.5,) * 3, (0.5,) * 3, "noise")
     torch.manual_seed(0)
     model = made.untrained().train()
     data = noise(2 * batch)
