@@ -119,11 +119,8 @@ def loss_where_attacked(step: Step, threat: Ball, attack: Attack) -> Tensor:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """A context in which the model is in eval mode and its parameters are constants; every part is afterwards as it was.
-
-    Constants, because what their gradients would need would be kept for nothing, and because autocast remembers its casts of those
-    that are not: in older versions of torch one that was made without gradients serves the training pass too, which then teaches nothing.
-    """
+    """A context in which the model is in eval mode and its parameters are constants, whose gradients would be computed for nothing; every
+    part is afterwards as it was."""
     training = [module for module in model.modules() if module.training]
     learnt = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.eval()

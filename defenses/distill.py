@@ -1,5 +1,6 @@
 """Knowledge distillation (Hinton, Vinyals, Dean, NIPS workshop 2015, https://arxiv.org/abs/1503.02531)."""
 
+import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, ClassVar
@@ -41,6 +42,14 @@ class Distill:
     def network(self) -> Classifier:
         """The teacher, in eval mode, its parameters free of gradients. Nothing but training asks for it."""
         return load_model(self.teacher)
+
+    @property
+    def taught_by(self) -> str:
+        """Digest of the teacher's weights."""
+        digest = hashlib.sha256()
+        for name, tensor in self.network.state_dict().items():
+            digest.update(name.encode() + tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     def informed(self, about: About) -> "Distill":
         """Itself, its teacher loaded and on the device.

@@ -62,8 +62,8 @@ class KWTA:
     """Replace the network's ReLUs by the k largest values of each layer, so that its gradients point nowhere for long.
 
     That masks gradients and is no robustness by itself: attacks that estimate or smooth the gradient break it (Tramèr et al., NeurIPS
-    2020). Of 100 digits at linf 0.05, 61 withstood pgd, 25 autoattack and none `bpda`. Take it to test attacks, or together with
-    adversarial training, and judge it by `bpda`. A training step takes up to twice as long, by channels more than by volume.
+    2020). Of 100 digits at linf 0.05, 80 withstood pgd and 13 `bpda`. Take it to test attacks, or together with adversarial
+    training, and judge it by `bpda` and autoattack. A training step takes up to twice as long, by channels more than by volume.
 
     A ReLU that stands before the blocks of a ResNet keeps its place, as in the published code for CIFAR; networks without blocks have none.
 

@@ -100,6 +100,8 @@ class Recipe:
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
             raise UsageError(f"weight-decay must be a number of 0 or more, got {self.weight_decay}")
         _between("label-smoothing", self.label_smoothing, 0, 1)
+        if self.tricks.warmup >= self.epochs:
+            raise UsageError(f"warmup of {self.tricks.warmup:g} epochs leaves nothing of the {self.epochs}: make it shorter")
         if not 0 <= self.seed < 2**63:
             raise UsageError(f"seed must be a whole number in 0..2^63-1, got {self.seed}")
 

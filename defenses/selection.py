@@ -60,7 +60,9 @@ class Selection:
         return score
 
     def best(self, classifier: Classifier) -> Classifier:
-        """A classifier like this one with the best weights."""
+        """A classifier like this one with the best weights; this one where nothing was considered yet."""
+        if self.score is None:
+            return classifier
         chosen = copy.deepcopy(classifier)
         chosen.load_state_dict(self.weights)
         return chosen

@@ -21,6 +21,8 @@ def write_whole(file: Path, write: Callable[[Path], object]) -> None:
     part = file.with_name(f"{file.name}.part")  # of one name: what a killed job leaves, the next one takes away
     try:
         write(part)
+        with part.open("rb") as written:
+            os.fsync(written.fileno())  # or a power cut after the replacement could leave an empty file
         os.replace(part, file)
     except (OSError, RuntimeError) as error:  # torch.save turns that of a full disk into a RuntimeError of its own
         reason = next((each.strerror for each in (error, error.__context__) if isinstance(each, OSError)), error)

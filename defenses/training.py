@@ -135,7 +135,10 @@ class Training:
         self.identity: dict[str, Any] = {
             "version": version("robustbench-lite"),
             "training images": data.digest[:16],
-            "init": None if init is None else hashlib.sha256(init.read_bytes()).hexdigest()[:16],
+            "init": None if init is None else hashlib.sha256(init.expanduser().read_bytes()).hexdigest()[:16],
+            # batch statistics, partners of mixing and dropout are each process's own
+            "processes": world.size if world.size > 1 else None,
+            "teacher": self.defenses.taught_by,
             **({"held out": None} if selection is None else selection.identity),
             **asdict(made),
             **{name: value for name, value in asdict(recipe).items() if name != "tricks"},

@@ -49,15 +49,18 @@ def page(board: Board) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"percent": percent, "points": _points}
-    shown, groups = _shown(board), []
-    for eps, figures in groupby(shown, key=lambda figure: figure.eps):
-        conditions = [figure.condition for figure in figures]
-        groups += [("", [each]) for each in conditions] if eps is None else [(f"{NORM} {eps_text(eps)}", conditions)]
+    environment.filters |= {"percent": percent, "points": _points, "radius": eps_text}
+    shown, tables = _shown(board), []
+    for together in _tables(board):
+        groups: list[tuple[str, list[str]]] = []
+        for eps, figures in groupby(together, key=lambda figure: figure.eps):
+            conditions = [figure.condition for figure in figures]
+            groups += [("", [each]) for each in conditions] if eps is None else [(f"{NORM} {eps_text(eps)}", conditions)]
+        tables.append(groups)
     config = board.lines[0].config
     return environment.get_template("leaderboard.html").render(
         board=board,
-        groups=groups,
+        tables=tables,
         names={figure.condition: figure.name for figure in shown},
         stored=any(line.stored(figure.condition) for line in board.lines for figure in shown),
         command=board.command,
@@ -70,6 +73,14 @@ def _shown(board: Board) -> list[Figure]:
     """One figure for every condition, in order."""
     figures = {figure.condition: figure for line in board.lines for figure in line.figures}
     return [figures[condition] for condition in board.conditions]
+
+
+def _tables(board: Board) -> list[list[Figure]]:
+    """What stands in a table each, one for each radius; clean and corrupted images stand with the first."""
+    radii = [(eps, list(figures)) for eps, figures in groupby(_shown(board), key=lambda figure: figure.eps)]
+    plain = [figure for eps, figures in radii if eps is None for figure in figures]
+    attacked = [figures for eps, figures in radii if eps is not None]
+    return [[plain[0], *attacked[0], *plain[1:]], *attacked[1:]]
 
 
 def _points(share: float) -> str:
@@ -94,16 +105,15 @@ def _csv(board: Board) -> str:
 
 
 def _terminal(board: Board) -> RenderableType:
-    """A table for each radius, whole at 80 columns; clean and corrupted images stand with the first."""
-    radii = [(eps, list(figures)) for eps, figures in groupby(_shown(board), key=lambda figure: figure.eps)]
-    plain = [figure for eps, figures in radii if eps is None for figure in figures]
-    attacked = [figures for eps, figures in radii if eps is not None]
-    groups = [[plain[0], *attacked[0], *plain[1:]], *attacked[1:]]
+    """A table for each radius, whole at 80 columns."""
+    groups = _tables(board)
     tables = [_table(board, f"{board.data}, {board.n} images: right, %, and the 95 % interval", group, _share) for group in groups]
     if board.baseline and len(board.lines) > 1:
         title = f"points more than {board.baseline}, same images, and the 95 % interval"
         tables += [_table(board, title, group, _gap) for group in groups]
-    said = [*board.flattering, *(f"note: {note}" for note in board.notes)]
+    of = sorted({card.n for line in board.lines for each in line.figures if (card := line.stored(each.condition))})
+    cards = [f"card: what the model's card says, of {' or '.join(map(str, of))} images"] if of else []
+    said = [*cards, *board.flattering, *(f"note: {note}" for note in board.notes)]
     return Group(*tables, Text("\n".join(["", *said])))
 
 

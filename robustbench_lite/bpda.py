@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from .registry import split
 
 StandIn = Callable[..., Tensor]
 
@@ -54,6 +56,14 @@ def straight_through(model: nn.Module, offered: str | None = None) -> Iterator[l
     finally:
         for handle in handles:
             handle.remove()
+
+
+def unheeded(model: nn.Module, attacks: Sequence[str]) -> list[str]:
+    """A sentence where layers of a model offer stand-ins for their gradients, and none of the attacks, which are specs, is `bpda`."""
+    kinds = sorted({type(module).__name__ for module in model.modules() if getattr(module, "stand_ins", {})})
+    if not kinds or not attacks or any(part.partition(":")[0] == "bpda" for spec in attacks for part in split(spec)):
+        return []
+    return [f"layers of the model ({', '.join(kinds)}) mislead attacks that follow gradients: add the attack bpda, which follows stand-ins"]
 
 
 def _stand_in(module: nn.Module, offered: str | None) -> StandIn | None:

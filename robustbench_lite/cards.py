@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import sqrt
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import stdev
 from typing import Any
 
 from .errors import ModelError
@@ -78,6 +78,8 @@ class Difference:
     def between(cls, first: Figure, second: Figure) -> Difference:
         """First minus second: Newcombe's interval where one answer was asked of an image, else Student's over the images' own differences.
 
+        A single image has no spread that Student's could be computed from: its interval says nothing, -1 to 1.
+
         Raises:
             ValueError: the two are not over the same images or not of the same number of answers.
         """
@@ -87,11 +89,13 @@ class Difference:
         value = first.accuracy - second.accuracy
         if first.answers == 1:
             return cls(value, *paired_interval(*(pairs.count(each) for each in ((1, 1), (1, 0), (0, 1), (0, 0)))))
+        if first.n == 1:
+            return cls(value, -1.0, 1.0)
         from scipy.special import stdtrit
 
         own = [(one - other) / first.answers for one, other in pairs]
         half = float(stdtrit(len(own) - 1, 0.975)) * stdev(own) / sqrt(len(own))
-        return cls(fmean(own), value - half, value + half)
+        return cls(value, max(value - half, -1.0), min(value + half, 1.0))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, Parameter
 from rich.console import Console
 
-from .console import bars, finish, show
+from .console import bars, complain, finish, show
 from .errors import WitnessRefuted
 
 Kind = Literal["attacks", "corruptions", "perturbations", "suites", "defenses", "architectures", "models", "data", "reports"]
@@ -103,6 +103,12 @@ def leaderboard(
     table, page = REPORTS.get("leaderboard")(board)
     show(table)
     print(f"page: {page}")
+    undecided = [f"{line.undecided} of {line.name}" for line in board.lines if line.undecided]
+    if undecided:
+        complain(
+            "robust-eval", f"images are undecided ({', '.join(undecided)}); they count as not right, `robust-eval report RUN` names them"
+        )
+        return 4
     return 0
 
 

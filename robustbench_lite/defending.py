@@ -110,6 +110,7 @@ class Defense(Protocol):
     """The least that every defense has; which methods it may have besides is said at the top of this file.
 
     `trained_on` names what it does to the training images, as `overlap.overlaps` understands it.
+    A distillation has `taught_by` besides, a digest of its teacher, without which an interrupted training could go on with another one.
     """
 
     kind: ClassVar[Kind]
@@ -145,6 +146,11 @@ class Defenses:
     @property
     def trained_on(self) -> tuple[str, ...]:
         return tuple(seen for part in self.parts for seen in getattr(part, "trained_on", ()))
+
+    @property
+    def taught_by(self) -> str | None:
+        """Digest of the teacher's weights, where there is one: its spec may name another teacher tomorrow."""
+        return next((str(part.taught_by) for part in self.parts if part.kind == "distillation" and hasattr(part, "taught_by")), None)
 
     @property
     def adversarial(self) -> bool:

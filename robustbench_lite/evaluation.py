@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 
 from torch import nn
 
+from .bpda import unheeded
 from .checks import frozen, moved
 from .classifier import Classifier, Preprocess
 from .conditions import Target, jobs
@@ -224,6 +225,7 @@ def evaluate(
         "notes": [
             *([] if bf16 or precision == "fp32" else ["this processor does not compute in bfloat16: searched in float32"]),
             *remarks(about_corruptions),
+            *unheeded(classifier, [str(job.condition.attack) for job in planned]),
             *overlaps(
                 list(dict.fromkeys([*trained_on, *classifier.trained_on])),
                 sorted({*(str(shift.condition.corruption) for shift in shifted), *(each.kind for each in perturbed)}),

@@ -44,6 +44,7 @@ class Line:
         card: None of a model that is not bundled.
         flattering: sentences, one for every attack whose figure is far above the worst case.
         config: of the run.
+        undecided: how many images some condition left undecided, such as by logits that are no numbers.
     """
 
     name: str
@@ -51,13 +52,16 @@ class Line:
     card: Card | None
     flattering: tuple[str, ...]
     config: dict[str, Any]
+    undecided: int = 0
 
     def figure(self, condition: str) -> Figure | None:
         return next((figure for figure in self.figures if figure.condition == condition), None)
 
     def stored(self, condition: str) -> Figure | None:
-        """What the card says of a condition; None where it asked something else."""
-        mine, found = self.figure(condition), None if self.card is None else self.card.figure(condition)
+        """What the card says of a condition; None where it asked something else, or of other data."""
+        if self.card is None or self.card.data != self.config["data"]["spec"]:
+            return None
+        mine, found = self.figure(condition), self.card.figure(condition)
         return found if mine is not None and found is not None and _asked(found.asked) == mine.asked else None
 
 
@@ -96,6 +100,8 @@ class Board:
         for line in self.lines:
             for note in line.config["notes"]:
                 said.setdefault(note, []).append(line.name)
+            if line.undecided:
+                said.setdefault(f"{line.undecided} images are undecided, and count as not right", []).append(line.name)
             if not any(figure.name == "adaptive" for figure in line.figures):
                 said.setdefault(f"no adaptive attack is known: the worst case is over {' and '.join(EVERY)} only", []).append(line.name)
         return tuple(note if len(of) == len(self.lines) else f"{', '.join(of)}: {note}" for note, of in said.items())
@@ -189,6 +195,7 @@ def compare(
     conditions = tuple(figure.condition for figure in longest.figures)
     words = ["robust-eval", "leaderboard", "--data", data, *(word for spec in models for word in ("--model", spec))]
     words += [word for radius in radii or () for word in ("--eps", eps_text(radius))] + (["--full"] if full else ["--limit", str(images)])
+    words += [] if out is None else ["--out", str(out)]
     return Board(data, tuple(lines), conditions, undefended, full, shlex.join(words), folder)
 
 
@@ -211,9 +218,10 @@ def _taking_part(data: str, models: Sequence[str], known: Sequence[Card]) -> Ite
         there = ", ".join(sorted({card.data for card in cards()})) or "no data"
         raise UsageError(f"no bundled model is for {data} (there are some for {there}): name models of your own with --model")
     taken: set[str] = set()
-    own = [(spec, None) for spec in models if spec not in {card.name for card in known}]
-    for spec, card in [*((card.name, card) for card in known), *own]:
-        model = load_model(spec)
+    bundled = {card.name: card for card in cards()}
+    here = [card.name for card in known]
+    for spec in [*here, *(spec for spec in models if spec not in here)]:
+        model, card = load_model(spec), bundled.get(spec)  # the attacks that a card names are adaptive on other data too
         if model.name in taken:
             raise UsageError(f"two of the models are called {model.name}: rename the file of one")
         taken.add(model.name)
@@ -230,7 +238,7 @@ def _line(task: Task) -> Line:
     result = read_run(task.folder)
     figures = [_figure("clean", (), result.of("clean"))]
     flattering: list[str] = []
-    for eps in sorted({c.eps for c in result.conditions if c.kind == "attack" and c.eps is not None}):
+    for eps in dict.fromkeys(c.eps for c in result.conditions if c.kind == "attack" and c.eps is not None):
         (worst,) = (c for c in result.conditions if c.kind == "worst" and c.eps == eps)
         by_spec = {str(c.attack): result.of(c.name) for c in result.conditions if c.kind == "attack" and c.eps == eps}
         met = [_figure(spec, (spec,), by_spec[spec], eps) for spec in EVERY]
@@ -241,7 +249,8 @@ def _line(task: Task) -> Line:
     corrupted = [_figure(SUITE, (SUITE,), result.of(c.name)) for c in result.conditions if c.kind == "corruption"]
     right = tuple(map(sum, zip(*(figure.right for figure in corrupted), strict=True)))
     figures.append(Figure(SUITE, (SUITE,), None, None, right, len(corrupted)))
-    return Line(task.name, tuple(figures), task.card, tuple(flattering), dict(result.config))
+    undecided = {v.sample_id for v in result.verdicts if v.broken is None}
+    return Line(task.name, tuple(figures), task.card, tuple(flattering), dict(result.config), len(undecided))
 
 
 def _figure(name: str, asked: tuple[str, ...], verdicts: Sequence[Verdict], eps: float | None = None) -> Figure:
@@ -274,9 +283,10 @@ def _flatters(model: str, figure: Figure, worst: Figure, verdicts: Sequence[Verd
     eps = eps_text(figure.eps or 0)
     said = (
         f"{figure.name} flatters {model} at {NORM} {eps}: {sum(figure.right)} of {figure.n} images stand it, {sum(worst.right)} stand "
-        f"every attack, {100 * gap.value:.0f} points fewer (95 % interval {100 * gap.low:.0f} to {100 * gap.high:.0f}). "
-        f"What broke them: {', '.join(f'{name} {count}' for name, count in breakers.most_common())}."
+        f"every attack, {100 * gap.value:.0f} points fewer (95 % interval {100 * gap.low:.0f} to {100 * gap.high:.0f})."
     )
+    if breakers:  # the others are undecided
+        said += f" What broke them: {', '.join(f'{name} {count}' for name, count in breakers.most_common())}."
     blind = sum(not _follows_gradients(str(v.broken_by)) for v in lost)
     if 2 * blind > len(lost):
         said += " Most of these were found without the model's own gradients, so that the gradients mislead."

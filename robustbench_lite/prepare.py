@@ -67,6 +67,8 @@ def prepare(model: nn.Module, probe: Images, *, cut: bool = True) -> Preparation
         folded = copy.deepcopy(model)  # before it is traced: a module may keep what passes through it
         pairs = list(_foldable(folded))
         _fold(folded, pairs)
+    except _NotSmooth as error:
+        return Preparation(given, reason=str(error))
     except Exception as error:  # copying and tracing run the model's own code, on stand-ins, which may fail in any way
         return Preparation(given, reason=f"the model cannot be traced ({type(error).__name__}: {str(error).partition(chr(10))[0][:80]})")
     exact = Passes(model).logits(probe)
@@ -86,11 +88,17 @@ def _unsafe(model: nn.Module) -> str | None:
     for name, module in model.named_modules():
         if isinstance(module, (torch.jit.ScriptModule, fx.GraphModule)):
             return "the model is an archive"
+        if hasattr(module, "surrogate_backward") or hasattr(module, "stand_ins"):
+            return f"{type(module).__name__} is not smooth"
         if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
             return f"{name or 'the model'} has hooks"
         if module.training:
             return f"{name or 'the model'} is in training mode"
     return None
+
+
+class _NotSmooth(Exception):
+    """The model has an operation of `UNSAFE`, which is named."""
 
 
 class _Tracer(fx.Tracer):
@@ -110,7 +118,7 @@ def _foldable(model: nn.Module) -> Iterator[tuple[str, str]]:
             called[str(node.target)] = called.get(str(node.target), 0) + 1
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
         if node.op in ("call_function", "call_method") and name.strip("_") in UNSAFE:
-            raise ValueError(f"{name} is not smooth")
+            raise _NotSmooth(f"{name} is not smooth")
     for node in graph.nodes:
         if node.op != "call_module" or not node.args:
             continue

@@ -91,10 +91,10 @@ def begin() -> None:
     """What a worker does first: one thread, since they are as many as the cores; Ctrl-C is the parent's to answer; no life without it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """A worker whose parent was killed would go on, or wait for its next task for ever."""
     parent = parent_process()
     if parent is not None:

@@ -325,28 +325,6 @@ def test_in_half_precision_the_attack_is_too_and_every_weight_still_learns(spec:
     assert all(weights.grad is not None and weights.grad.abs().sum() > 0 for weights in classifier.parameters())
 
 
-def test_an_attack_that_asks_without_gradients_does_not_keep_the_weights_from_learning() -> None:
-    """Autocast would remember the cast of weights that it made for the question, and give it to the training pass."""
-
-    @dataclass(frozen=True)
-    class Asking:
-        steps: int = 1
-
-        def start(self, oracle: Any, draw: Streams) -> Any:
-            oracle.logits(oracle.origin)
-            return ATTACKS.get("pgd")().start(oracle, draw)
-
-        def step(self, oracle: Any, state: Any, draw: Streams) -> Any:
-            return ATTACKS.get("pgd")().step(oracle, state, draw)
-
-    classifier, asking = network(), Asking()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        x_adv = attacked(classifier, images(), labels(), ball("linf", 0.1), asking, draws(12))  # type: ignore[arg-type]
-        loss = cross_entropy(classifier(x_adv).float(), labels())
-    torch.autograd.backward(loss)
-    assert all(weights.grad is not None and weights.grad.abs().sum() > 0 for weights in classifier.parameters())
-
-
 def test_several_processes_attack_inside_of_their_shared_forward_pass(tmp_path: Path) -> None:
     def gradients(wrap: Callable[[nn.Module], nn.Module]) -> list[Tensor]:
         torch.manual_seed(3)  # for dropout

@@ -15,7 +15,7 @@ from robustbench_lite.defenses.splitting import splits
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, batch_norm, conv2d, linear, relu
 from torchvision import models as tv
-from training_fixture import made, training
+from training_fixture import made, recipe, training
 
 from robustbench_lite.catalogue import listing
 from robustbench_lite.defending import Defenses
@@ -217,7 +217,7 @@ def test_grey_images_are_refused_where_a_network_takes_colours_only() -> None:
 def test_small_images_take_the_variant_for_small_images() -> None:
     found = splits("digits")
     asked = ("resnet18", "resnet34", "densenet121", "resnet50", "wrn_40_2")
-    taken = [_made(Request(out=Path("x.safetensors"), model=name), found, Defenses()).architecture for name in asked]
+    taken = [_made(Request(out=Path("x.safetensors"), model=name), found, Defenses(), recipe()).architecture for name in asked]
     assert taken == ["cifar_resnet18", "cifar_resnet34", "cifar_densenet121", "resnet50", "wrn_40_2"]
 
 

@@ -72,7 +72,7 @@ def test_grey_images_are_still_refused_by_a_model_for_colours() -> None:
 
 def test_it_is_run_as_given_since_rounding_could_tip_over() -> None:
     preparation = prepare(BitDepth().wrap(load_model("digits_cnn")), torch.rand(2, 3, 32, 32))
-    assert "round is not smooth" in str(preparation.reason)
+    assert preparation.reason == "Rounding is not smooth"
 
 
 # --- under attack

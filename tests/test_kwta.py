@@ -197,7 +197,7 @@ def test_every_layer_gets_what_the_spec_says() -> None:
 def test_a_model_of_it_is_searched_as_it_is() -> None:
     model = rebuilt("digits_cnn")[0].eval()
     preparation = prepare(model, torch.rand(4, 3, 32, 32))
-    assert preparation.reason is not None
+    assert preparation.reason == "WinnersTakeAll is not smooth"
     assert (preparation.folded, preparation.passes.model) == (0, model)
 
 
@@ -258,3 +258,16 @@ def test_plain_gradients_are_masked_and_those_of_the_smooth_stand_in_are_not(che
     result = rb.evaluate(str(checkpoint), attacks, "digits", eps=0.02, limit=60, out=tmp_path / "run")
     plain, smooth = (sum(v.broken is False for v in result.verdicts if v.condition == f"{each}[linf,0.02]") for each in attacks)
     assert plain > smooth + 12, (plain, smooth)
+    assert not any("mislead" in note for note in result.config["notes"])
+
+
+def test_a_run_without_the_adaptive_attack_says_what_is_missing(checkpoint: Path, tmp_path: Path) -> None:
+    said = "layers of the model (WinnersTakeAll) mislead attacks that follow gradients: add the attack bpda, which follows stand-ins"
+    for attacks, model, noted in (
+        (["pgd:steps=1"], str(checkpoint), True),
+        (["pgd:steps=1", "bpda:steps=1+mi"], str(checkpoint), False),
+        (["pgd:steps=1"], "digits_cnn", False),
+        ([], str(checkpoint), False),
+    ):
+        result = rb.evaluate(model, attacks, "digits", eps=0.02, limit=10, out=tmp_path / f"{model[-6:]} {len(attacks)}")
+        assert (said in result.config["notes"]) == noted

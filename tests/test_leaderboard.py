@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ CONFIG = {
     "notes": [],
     "versions": {"robustbench-lite": "0", "torch": "0"},
     "device": "cpu",
-    "data": {"digest": "d" * 64},
+    "data": {"digest": "d" * 64, "spec": "digits"},
     "model": {"digest": "m" * 64},
     "attacks": ["pgd", "autoattack"],
 }
@@ -40,7 +41,12 @@ def shares(name: str, right: int, eps: float | None = None, n: int = N) -> Figur
 
 
 def line(name: str, clean: int, pgd: int, worst: int, *, card: Card | None = None, flattering: tuple[str, ...] = ()) -> Line:
-    attacked = (shares("pgd", pgd, 0.1), shares("autoattack", worst, 0.1), shares("worst", worst, 0.1))
+    attacked = [
+        shares(attack, right, eps)
+        for eps in (0.05, 0.1, 0.15)
+        for attack, right in (("pgd", pgd), ("autoattack", worst), ("adaptive", worst), ("worst", worst))
+        if attack != "adaptive" or name == "hardened"
+    ]
     corrupted = Figure("cifar-c", ("cifar-c",), None, None, (2,) * 80 + (1,) * 20, 2)
     return Line(name, (shares("clean", clean), *attacked, corrupted), card, flattering, dict(CONFIG))
 
@@ -132,7 +138,7 @@ def test_differences_are_to_the_undefended_model_over_the_same_images(board: Boa
     assert gap is not None
     assert (gap.value, gap.low > 0.4, gap.high < 0.75) == (0.6, True, True)
     assert board.difference(undefended, "clean") is None
-    assert board.difference(hardened, "adaptive[linf,0.1]") is None
+    assert board.difference(hardened, "adaptive[linf,0.1]") is None, "the undefended one has no adaptive attack here"
 
 
 def test_a_card_stands_beside_the_same_question_only() -> None:
@@ -140,16 +146,35 @@ def test_a_card_stands_beside_the_same_question_only() -> None:
     assert line("a", 9, 9, 9, card=card("a", asked)).stored("pgd[linf,0.1]") is None
     same = Figure("pgd", ("pgd:steps=40",), "linf", 0.1, (1,) * N)  # its default, spelled out
     assert line("a", 9, 9, 9, card=card("a", same)).stored("pgd[linf,0.1]") == same
+    assert line("a", 9, 9, 9, card=replace(card("a", same), data="digits:train")).stored("pgd[linf,0.1]") is None
+
+
+def test_the_attacks_that_a_card_names_are_asked_on_other_data_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = replace(card("digits_cnn", Figure("adaptive", ("bpda",), "linf", 0.1, (1,) * N)), data="elsewhere")
+    monkeypatch.setattr(leaderboard, "cards", lambda: [known])
+    ((name, _, found, adaptive, _),) = leaderboard._taking_part("digits", ["digits_cnn"], [])
+    assert (name, found, adaptive) == ("digits_cnn", known, ("bpda",))
+
+
+def test_one_image_has_a_difference_that_says_nothing() -> None:
+    one, other = (Figure("cifar-c", (), None, None, (right,), 75) for right in (70, 60))
+    found = Difference.between(one, other)
+    assert (found.value, found.low, found.high) == (pytest.approx(10 / 75), -1.0, 1.0)
+    two, none = (Figure("cifar-c", (), None, None, right, 75) for right in ((75, 30), (0, 0)))
+    assert Difference.between(two, none).low == -1.0
+    assert Difference.between(two, none).high == 1.0
 
 
 def test_a_note_of_all_models_stands_once_and_names_the_others_models(board: Board) -> None:
     for each in board.lines:
         each.config["notes"] = ["frost is procedural"]
     board.lines[0].config["notes"] = ["frost is procedural", "trained on noise"]
+    board = replace(board, lines=(board.lines[0], replace(board.lines[1], undecided=2)))
     assert board.notes == (
         "frost is procedural",
         "hardened: trained on noise",
-        "no adaptive attack is known: the worst case is over pgd and autoattack only",
+        "plain: 2 images are undecided, and count as not right",
+        "plain: no adaptive attack is known: the worst case is over pgd and autoattack only",
     )
 
 
@@ -170,6 +195,8 @@ def test_the_table_says_all_at_80_columns(board: Board) -> None:
         "hardened",
         "pgd flatters & says <so>.",
         "card 5.0",
+        "card: what the model's card says, of 200 images",
+        "linf 0.15: digits, 100 images",
         "points more than plain",
     ):
         assert words in text
@@ -180,7 +207,7 @@ def test_the_csv_has_a_line_per_model_and_condition(board: Board) -> None:
     REPORTS.get("leaderboard")(board)
     with (board.folder / "leaderboard.csv").open(newline="") as stream:
         rows = {(row["model"], row["condition"]): row for row in csv.DictReader(stream)}
-    assert len(rows) == 2 * 5
+    assert len(rows) == 5 + 3 * 3 + 3 * 4 - 1
     hardened, plain = (rows[name, "autoattack[linf,0.1]"] for name in ("hardened", "plain"))
     assert (hardened["accuracy"], hardened["baseline"], hardened["difference"], hardened["card_accuracy"]) == ("0.6", "plain", "0.6", "")
     assert (plain["card_n"], plain["card_accuracy"], plain["difference"]) == ("200", "0.005", "")
@@ -197,7 +224,7 @@ def test_the_page_is_one_file_without_script_or_network(board: Board) -> None:
     for words in (
         "hardened stands the most",
         "pgd flatters & says <so>.",
-        "card: 5.0",
+        "card: 5.0 of 200",
         "+60.0",
         "robust-eval leaderboard --limit 100",
         "m" * 64,
@@ -267,9 +294,11 @@ def test_live_figures_are_those_of_an_evaluation_and_are_kept(tmp_path: Path, mo
 
     monkeypatch.setattr(leaderboard, "cards", lambda: [])
     monkeypatch.setattr(leaderboard, "EVERY", ("pgd", "fgsm"))  # autoattack takes long
-    asked = {"eps": [0.06, 0.1], "limit": 12, "workers": 1, "out": tmp_path}
+    asked = {"eps": [0.1, "0.06"], "limit": 12, "workers": 1, "out": tmp_path}
     found = compare("digits", ["digits_cnn"], **asked)  # type: ignore[arg-type]
     (only,) = found.lines
+    assert found.conditions[1:5] == ("pgd[linf,0.1]", "fgsm[linf,0.1]", "worst[linf,0.1]", "pgd[linf,0.06]"), "the first decides the order"
+    assert found.command.endswith(f"--eps 0.1 --eps 0.06 --limit 12 --out {tmp_path}")
     alone = evaluate("digits_cnn", ["pgd", "fgsm"], "digits", corruptions=["cifar-c"], eps=[0.06, 0.1], limit=12)
     table = alone.table.set_index("condition").correct
     for name in ("clean", "pgd[linf,0.06]", "fgsm[linf,0.1]", "worst[linf,0.06]"):
@@ -284,3 +313,30 @@ def test_live_figures_are_those_of_an_evaluation_and_are_kept(tmp_path: Path, mo
     again = compare("digits", ["digits_cnn"], **asked)  # type: ignore[arg-type]
     assert [line.figures for line in again.lines] == [only.figures]
     assert ["batch_size" in session for session in again.lines[0].config["sessions"]] == [True, False]  # nothing was left to do
+
+
+BLIND = """
+import torch
+from torch import nn
+
+class Blind(nn.Module):
+    def forward(self, x):
+        logits = torch.stack([x.mean((1, 2, 3)) * k for k in range(10)], 1)
+        return torch.where(x.mean((1, 2, 3))[:, None] > 0.3, logits * torch.nan, logits)
+
+def build():
+    return Blind().eval()
+"""
+
+
+def test_images_that_no_attack_could_decide_are_named_and_are_exit_code_4(
+    inside: Inside, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leaderboard, "cards", lambda: [])
+    monkeypatch.setattr(leaderboard, "EVERY", ("pgd", "fgsm"))
+    (tmp_path / "blind.py").write_text(BLIND)
+    ran = inside("leaderboard", "--model", f"{tmp_path / 'blind.py'}:build", "--limit", "8", "--workers", "1", "--eps", "0.1")
+    assert ran.code == 4
+    (count,) = re.findall(r"images are undecided \((\d+) of blind.py:build\)", ran.err)
+    assert 0 < int(count) <= 8, ran.err
+    assert f"note: {count} images are undecided, and count as not right" in ran.out

@@ -231,4 +231,5 @@ def test_what_is_said_twice_is_noted_once(tmp_path: Path) -> None:
 def test_a_readout_forgets_nothing(tmp_path: Path) -> None:
     classifier = load_model(str(checkpoint(tmp_path, "randaugment")))
     classifier.classes = 1000  # as far as the readout can tell before a forward pass
-    assert Subset((1, 2)).applied(classifier).trained_on == ("randaugment",)
+    assert classifier.trained_on == ("rotate", "translate", "randaugment")
+    assert Subset((1, 2)).applied(classifier).trained_on == classifier.trained_on

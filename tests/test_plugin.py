@@ -48,7 +48,7 @@ def test_a_third_partys_attack(robust_eval: CommandLine) -> None:
 
     command = ("--model", "digits_cnn", "--limit", "20", "--eps", "0.4", "--out", "run")
     ran = robust_eval(*command, "--attack", "theirs", env=theirs)
-    assert (ran.code, ran.err) == (0, "")
+    assert (ran.code, "robust-eval:" in ran.err) == (0, False)  # a busy machine may say how far it is
     clean, attacked, _ = robust_eval.table("run")
     assert attacked["condition"] == "theirs[linf,0.4]"
     assert int(attacked["correct"]) < int(clean["correct"])

@@ -134,6 +134,7 @@ def test_what_rounding_can_tip_over_is_run_as_given(between: Any, reason: str) -
     model = used(Block(between))
     done = prepare(model, probe())
     assert reason in str(done.reason)
+    assert ("traced" in str(done.reason)) == isinstance(between, Branching)
     assert done.passes.model is model
     assert not done.passes.prepared
     assert done.described()["as_given_because"] == done.reason

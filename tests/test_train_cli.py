@@ -117,6 +117,7 @@ def test_the_table_and_the_picture_are_what_they_say(tmp_path: Path) -> None:
         (["--seed", "-1"], "seed must be"),
         (["--label-smoothing", "1"], "label-smoothing must be at least 0 and below 1, got 1.0"),
         (["--clip", "0"], "clip must be a number above 0, got 0.0"),
+        (["--warmup", "5", "--epochs", "5"], "warmup of 5 epochs leaves nothing of the 5: make it shorter"),
         (["--ema", "1"], "ema must be at least 0 and below 1, got 1.0"),
         (["--drops", "1.5"], "drops are shares of the training between 0 and 1, got 1.5"),
         (["--schedule", "linear"], "--schedule"),

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -191,6 +192,26 @@ def test_a_state_of_another_validation_is_refused(tmp_path: Path) -> None:
         training(state_file=state, selection=selection(2, 0.2))
 
 
+def test_a_state_of_another_teacher_under_the_same_name_is_refused(tmp_path: Path) -> None:
+    teacher, state = tmp_path / "teacher.safetensors", tmp_path / "state"
+    what = made(defense=f"distill:teacher={teacher}")
+    save(training().run(), teacher, made(), {})
+    interrupted(state, what=what)
+    training(what=what, state_file=state)
+    save(training(seed=1).run(), teacher, made(), {})
+    with pytest.raises(RunMismatch, match="with teacher "):
+        training(what=what, state_file=state)
+
+
+def test_a_state_of_several_processes_is_refused_by_one(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    interrupted(state)
+    left = torch.load(state, weights_only=True)
+    torch.save(left | {"identity": left["identity"] | {"processes": 2}}, state)
+    with pytest.raises(RunMismatch, match="with processes 2, not None"):
+        training(state_file=state)
+
+
 def test_the_weights_to_start_from_belong_to_the_training(tmp_path: Path) -> None:
     start, state = tmp_path / "start.safetensors", tmp_path / "state"
     first = training()
@@ -273,6 +294,16 @@ def test_weights_that_are_nan_never_replace_the_state(tmp_path: Path) -> None:
     assert state.read_bytes() == before
 
 
+def test_the_last_good_weights_of_a_first_epoch_are_found_before_anything_was_chosen(tmp_path: Path) -> None:
+    """The state is of an epoch in which the images held out were not asked about yet."""
+    ours = training(lr=1e9, batch_size=8, selection=Selection(digits(8), None, None, 0, ALONE), state_file=tmp_path / "state")
+    with pytest.raises(InvalidEvaluation, match=r"in step \d+ \(epoch 1\)"):
+        ours.run()
+    good = ours.last_good()
+    assert good is not None
+    assert all(weight.isfinite().all() for weight in good.parameters())
+
+
 # --- disks
 
 
@@ -307,11 +338,16 @@ def test_a_state_that_cannot_be_written_leaves_the_one_before(broken: str, tmp_p
 def test_an_interrupted_training_exits_130_and_keeps_its_state(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "robustbench_lite.defenses.train_cli", "--epochs", "100000", "--batch-size", "900", "--device", "cpu"]
     command += ["--model", "small_cnn", "--out", str(tmp_path / "a.safetensors")]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as running:
-        assert running.stderr is not None
-        assert running.stderr.readline().startswith("epoch 1 of 100000")
-        running.send_signal(signal.SIGINT)
-        _, said = running.communicate(timeout=60)
+    # a shell's background jobs, these tests among them, ignore Ctrl-C and hand that down
+    listening = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=listening) as running:
+        try:
+            assert running.stderr is not None
+            assert running.stderr.readline().startswith("epoch 1 of 100000")
+            running.send_signal(signal.SIGINT)
+            _, said = running.communicate(timeout=60)
+        finally:
+            running.kill()
     assert running.returncode == 130
     assert said.startswith("robust-train: interrupted; the same command goes on")
     assert said.count("\n") == 1

@@ -156,11 +156,15 @@ def test_a_model_is_made_with_its_card(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.slow
 def test_what_is_measured_becomes_figures(tmp_path: Path) -> None:
     adaptive = ("square:queries=20", "apgd:loss=dlr,steps=5")  # not spelled as conditions are
-    result = measure(load_model("digits_cnn"), "digits", adaptive, 4, tmp_path / "run")
-    found = {figure.condition: figure for figure in figures(result, adaptive)}
+    results = measure(load_model("digits_cnn"), "digits", adaptive, 2, tmp_path)
+    result, found = results[0], {figure.condition: figure for figure in figures(results, adaptive)}
+    assert {condition: figure.n for condition, figure in found.items() if figure.n != 6} == {
+        f"autoattack[linf,{eps}]": 2 for eps in (0.05, 0.1, 0.15)
+    }
     assert list(found) == [
-        *("clean", "pgd[linf,0.1]", "pgd[linf,0.15]", "autoattack[linf,0.1]", "autoattack[linf,0.15]"),
-        *("adaptive[linf,0.1]", "adaptive[linf,0.15]", "cifar-c"),
+        "clean",
+        *(f"{attack}[linf,{eps}]" for attack in ("pgd", "autoattack", "adaptive") for eps in (0.05, 0.1, 0.15)),
+        "cifar-c",
     ]
     assert found["cifar-c"].answers == 75
     for verdict, right in zip(result.of("clean"), found["clean"].right, strict=True):
@@ -191,13 +195,12 @@ def test_a_defense_is_worth_something(name: str, condition: str, least: float) -
 
 
 def test_pgd_flatters_a_masked_defense() -> None:
-    pgd, autoattack, adaptive = (SHIPPED["digits_kwta"].figure(f"{name}[linf,0.15]") for name in ("pgd", "autoattack", "adaptive"))
+    pgd, adaptive = (SHIPPED["digits_kwta"].figure(f"{name}[linf,0.05]") for name in ("pgd", "adaptive"))
     assert pgd is not None
-    assert autoattack is not None
     assert adaptive is not None
-    found = max((Difference.between(pgd, other) for other in (autoattack, adaptive)), key=lambda difference: difference.value)
-    assert found.value >= 0.1
-    assert found.low > 0
+    found = Difference.between(pgd, adaptive)
+    assert found.value >= 0.3
+    assert found.low > 0.2
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -216,10 +219,10 @@ def test_a_bundled_model_is_what_its_card_says(name: str) -> None:
         answers = classifier(torch.stack([image for image, _ in data])).argmax(1).tolist()
     assert tuple(int(answer == label) for answer, label in zip(answers, data.labels, strict=True)) == clean.right
     for figure in card.figures:
-        assert figure.n == clean.n
+        right = make._over(clean, figure.n, card.data).right
         assert set(figure.right) <= set(range(figure.answers + 1))
         if figure.eps is not None:
-            assert all(one <= other for one, other in zip(figure.right, clean.right, strict=True)), "an attack mends no image"
+            assert all(one <= other for one, other in zip(figure.right, right, strict=True)), "an attack mends no image"
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -232,7 +235,7 @@ def test_describe_says_what_the_card_says(name: str) -> None:
         card.command,
         card.digest,
         "autoattack[linf,0.15]",
-        f"of {card.figures[0].n} images",
+        f"of {card.figures[0].n}",
     ):
         assert words in said
     assert (f"to {UNDEFENDED}" in said) == (name != UNDEFENDED)

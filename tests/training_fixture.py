@@ -26,8 +26,8 @@ def digits(limit: int = 96) -> LabelledImages:
 
 
 def made(architecture: str = "small_cnn", defense: str = "none", **changed: Any) -> Made:
-    facts: dict[str, Any] = {"classes": 10, "channels": 3, "size": 32, "resize": None, "interpolation": "bilinear", "data": "digits"}
-    return Made(architecture, defense, **(facts | {"mean": (0.3,) * 3, "std": (0.3,) * 3} | changed))
+    facts: dict[str, Any] = {"augment": "none", "classes": 10, "channels": 3, "size": 32, "resize": None, "interpolation": "bilinear"}
+    return Made(architecture, defense, **(facts | {"mean": (0.3,) * 3, "std": (0.3,) * 3, "data": "digits"} | changed))
 
 
 def recipe(**changed: Any) -> Recipe:

@@ -20,12 +20,15 @@ STEPS = "attack=(pgd:steps=7)"
 PLAIN = ("apgd:loss=dlr,restarts=2", "pgd:loss=margin,restarts=3")
 """A second opinion where gradients are honest, beside the four attacks of autoattack: other losses, and more starts."""
 
-JAGGED = ("bpda:steps=200", "bpda:loss=ce")
+JAGGED = ("bpda", "bpda:loss=ce", "bpda:steps=200,step_size=0.025")
 """Where gradients lead nowhere: a smooth stand-in for them."""
 
 UNTUNED = "one setting per defense, not tuned; only looked at on training images held out (--validation 0.2)"
 ON_TEST_IMAGES = "batch size and weight decay also by looking at the 900 test images, so that the figures are slightly optimistic"
-FOR_THE_GAP = "gamma out of four, for the gap between pgd and the adaptive attack on 100 of the test images, which is larger on these than it may be on others"
+FOR_THE_GAP = (
+    "gamma out of four, for the gap between pgd and the adaptive attack on 100 of the test images, "
+    "which is larger on these than it may be on others"
+)
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,14 @@
 
 On the same machine with the same versions a model comes out with the same weights, and so with the same figures; only its file may
 list what it says about itself in another order. Elsewhere sums are rounded otherwise, and training goes its own way from there. A card's
-interval allows for other images, while the images here are the same: a figure outside it is seldom due to rounding alone.
+interval says how far other images would move a figure, not how far another training would: docs/leaderboard.md says what to make of it.
 """
 
 from __future__ import annotations
 
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -52,7 +53,8 @@ def make_zoo(
 
     Args:
         names: which models; all unless some are named.
-        images: how many of the test images are measured; a card over more of them is compared on the same ones.
+        images: how many of the test images autoattack has; the rest is measured on three times as many. A card over more of them is
+            compared on the same ones.
         full: measure all test images, which takes hours.
         update: put the checkpoints and cards made here in the place of those that are shipped, instead of comparing.
     """
@@ -65,13 +67,17 @@ def make_zoo(
     began, failures = time.monotonic(), 0
     with ProcessPoolExecutor(WORKERS, get_context("spawn"), _one_thread) as workers:
         jobs = {workers.submit(made, name, None if full else images): name for name in names or list(ENTRIES)[::-1]}
-        for job in as_completed(jobs):
-            name, card = jobs[job], job.result()
-            if update:
-                _ship(card)
-            differing = unlike(card, _shipped(name))
-            failures += len(differing)
-            print("\n  ".join([f"{name}, after {time.monotonic() - began:.0f} s:", *(differing or ["as its card says"])]), flush=True)
+        try:
+            for job in as_completed(jobs):
+                name, card = jobs[job], job.result()
+                if update:
+                    _ship(card)
+                differing = unlike(card, _shipped(name))
+                failures += len(differing)
+                print("\n  ".join([f"{name}, after {time.monotonic() - began:.0f} s:", *(differing or ["as its card says"])]), flush=True)
+        except BaseException:
+            workers.shutdown(wait=False, cancel_futures=True)  # or an interrupted make would begin with the models that wait
+            raise
     return int(failures > 0)
 
 
@@ -89,9 +95,10 @@ def made(name: str, images: int | None) -> Card:
     request = entry.request(checkpoint)
     run_job(request, World(0, 1, torch.device("cpu")), lambda *_: None)
     classifier = load_trained(checkpoint)
-    run = BUILD / f"{name}-{classifier.digest[:16]}-{images or 'all'}"
-    result = measure(classifier, request.data, entry.adaptive, images, run)
-    shutil.rmtree(run)  # only an interrupted run is worth keeping: the next `make zoo` is to measure, not to remember
+    results = measure(classifier, request.data, entry.adaptive, images, BUILD)
+    for result in results:
+        assert result.folder is not None
+        shutil.rmtree(result.folder)  # only an interrupted run is worth keeping: the next `make zoo` is to measure, not to remember
     return Card(
         name=name,
         description=entry.description,
@@ -105,8 +112,8 @@ def made(name: str, images: int | None) -> Card:
         chosen=entry.chosen,
         trained_on=classifier.trained_on,
         digest=sha256(checkpoint.read_bytes()).hexdigest(),
-        versions=result.config["versions"],
-        figures=figures(result, entry.adaptive),
+        versions=results[0].config["versions"],
+        figures=figures(results, entry.adaptive),
         baseline=None if name == UNDEFENDED else UNDEFENDED,
     )
 
@@ -150,9 +157,11 @@ def _one_thread() -> None:
     import torch
 
     from robustbench_lite.engines.local import tune_process
+    from robustbench_lite.workers import end_with_parent
 
     torch.set_num_threads(1)
     tune_process()
+    threading.Thread(target=end_with_parent, daemon=True).start()  # or it would go on for an hour where make was killed
 
 
 def _run(words: Sequence[str]) -> int:

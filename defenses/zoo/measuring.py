@@ -14,45 +14,53 @@ from robustbench_lite.results import Condition, Result
 NORM = "linf"
 RADII = (0.05, 0.1, 0.15)
 """The smallest is there for networks without any robustness, which lose all at the others."""
-STANDARD = ("pgd", "autoattack")
+WIDER = 3
+"""Autoattack takes about thirty times as long as all the rest."""
 SUITE = "cifar-c"
 
 
-def measure(classifier: Classifier, data: str, adaptive: tuple[str, ...], images: int | None, run: Path) -> Result:
+def measure(classifier: Classifier, data: str, adaptive: tuple[str, ...], images: int | None, folder: Path) -> Sequence[Result]:
     """Ask everything that a card tells of; a measurement that was interrupted goes on.
 
     Args:
         adaptive: specs of attacks.
-        images: how many of the data's; None is all.
-        run: folder to keep the run in.
+        images: how many of the data's for autoattack; the rest is asked about WIDER as many. None is all.
+        folder: where runs are kept.
     """
-    return evaluate(
-        classifier,
-        [*STANDARD, *adaptive],
-        data,
-        corruptions=SUITE,
-        norm=NORM,
-        eps=RADII,
-        limit=images,
-        seed=SEED,
-        device="cpu",
-        witnesses="none",
-        out=run,
-    )
+    return [
+        evaluate(
+            classifier,
+            attacks,
+            data,
+            corruptions=corruptions,
+            norm=NORM,
+            eps=RADII,
+            limit=count,
+            seed=SEED,
+            device="cpu",
+            witnesses="none",
+            out=folder / f"{classifier.name}-{classifier.digest[:16]}-{attacks[0]}-{count or 'all'}",
+        )
+        for attacks, corruptions, count in (
+            (["pgd", *adaptive], SUITE, images and WIDER * images),
+            (["autoattack"], (), images),
+        )
+    ]
 
 
-def figures(result: Result, adaptive: tuple[str, ...]) -> tuple[Figure, ...]:
+def figures(results: Sequence[Result], adaptive: tuple[str, ...]) -> tuple[Figure, ...]:
     """The figures of a card; of the adaptive attacks the strongest counts, for each image."""
-    found = [Figure("clean", (), None, None, _right(result, "clean"))]
-    for name, specs in (*((spec, (spec,)) for spec in STANDARD), ("adaptive", adaptive)):
+    wide, narrow = results
+    found = [Figure("clean", (), None, None, _right(wide, "clean"))]
+    for result, name, specs in ((wide, "pgd", ("pgd",)), (narrow, "autoattack", ("autoattack",)), (wide, "adaptive", adaptive)):
         for eps in RADII:
             same = {ATTACKS.spec_of(ATTACKS.build(spec)) for spec in specs}  # as conditions spell them
             asked = [c for c in result.conditions if c.kind == "attack" and c.attack in same and c.eps == eps]
             if len(asked) != len(specs):
                 raise ValueError(f"{name} is {', '.join(specs)}, but only {', '.join(c.name for c in asked)} ran")
             found.append(Figure(name, specs, NORM, eps, _together(result, asked, min)))
-    corrupted = [c for c in result.conditions if c.kind == "corruption"]
-    return (*found, Figure(SUITE, (SUITE,), None, None, _together(result, corrupted, sum), len(corrupted)))
+    corrupted = [c for c in wide.conditions if c.kind == "corruption"]
+    return (*found, Figure(SUITE, (SUITE,), None, None, _together(wide, corrupted, sum), len(corrupted)))
 
 
 def _together(result: Result, conditions: Sequence[Condition], of: Callable[[Iterable[int]], int]) -> tuple[int, ...]:

@@ -195,8 +195,8 @@ SECTIONS = {
         lambda: rows_of("training.py", "kwta"),
     ),
     "augmix": Section(
-        "AugMix's two views of an image, a PIL pipeline over ours (above 1: slower than ours)",
-        "| images | ours, an image | PIL, an image | ratio | from |",
+        "AugMix's two views of an image, PIL pipelines over ours (above 1: slower than ours)",
+        "| over | ours, an image | PIL, an image | ratio | from |",
         lambda: rows_of("training.py", "augmix"),
     ),
     "start": Section("Starting", "| command | median | range |", start_up),
