@@ -21,8 +21,8 @@ from robustbench_lite.registry import attack
 class BPDA(Stage):
     """Climb gradients that pass a network's jagged layers by stand-ins of theirs, while every image is judged by the network itself.
 
-    The adaptive attack on k-WTA; as dear as pgd:steps=100. No use on a model whose layers offer no
-    stand-ins. Combines with other stages, as in bpda+mi.
+    The adaptive attack on k-WTA; as dear as pgd:steps=100. No use on a model whose layers offer no stand-ins. Combines with other
+    stages, as in bpda+mi.
 
     Args:
         steps: gradient steps.

@@ -72,7 +72,7 @@ class Request:
 
     @property
     def command(self) -> str:
-        """The command with every setting that matters spelled out, so that it holds when a default changes."""
+        """The command with the whole recipe spelled out, so that it holds when a default changes; of the tricks, the unusual ones."""
         recipe, words = self.recipe, ["robust-train"]
         spelled = {f.name: getattr(recipe, f.name) for f in fields(recipe) if f.name != "tricks"}
         changed = {f.name: getattr(self.tricks, f.name) for f in fields(self.tricks) if getattr(self.tricks, f.name) != f.default}

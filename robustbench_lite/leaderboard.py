@@ -12,6 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from .bpda import unheeded
 from .cards import SEED, Card, Difference, Figure, cards
 from .console import default_folder
 from .errors import UsageError
@@ -226,6 +227,8 @@ def _taking_part(data: str, models: Sequence[str], known: Sequence[Card]) -> Ite
             raise UsageError(f"two of the models are called {model.name}: rename the file of one")
         taken.add(model.name)
         adaptive = _asked(spec for f in card.figures if f.name == "adaptive" for spec in f.asked) if card else ()
+        if not adaptive and unheeded(model, EVERY):
+            adaptive = _asked(["bpda"])
         yield model.name, spec, card, adaptive, sha256(f"{model.digest} {adaptive}".encode()).hexdigest()[:8]
 
 

@@ -18,6 +18,7 @@ from robustbench_lite import leaderboard
 from robustbench_lite.cards import Card, Difference, Figure
 from robustbench_lite.errors import InvalidEvaluation, UsageError
 from robustbench_lite.leaderboard import Board, Line, compare
+from robustbench_lite.models import load_model
 from robustbench_lite.registry import REPORTS
 from robustbench_lite.results import Verdict
 from robustbench_lite.session import Progress
@@ -154,6 +155,12 @@ def test_the_attacks_that_a_card_names_are_asked_on_other_data_too(monkeypatch: 
     monkeypatch.setattr(leaderboard, "cards", lambda: [known])
     ((name, _, found, adaptive, _),) = leaderboard._taking_part("digits", ["digits_cnn"], [])
     assert (name, found, adaptive) == ("digits_cnn", known, ("bpda",))
+
+
+def test_a_model_without_a_card_whose_layers_mislead_meets_their_stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leaderboard, "load_model", lambda spec: load_model(spec, defense="kwta"))
+    ((_, _, found, adaptive, _),) = leaderboard._taking_part("digits", ["digits_cnn"], [])
+    assert (found, adaptive) == (None, ("bpda",))
 
 
 def test_one_image_has_a_difference_that_says_nothing() -> None:
