@@ -7,10 +7,11 @@ import io
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from chores import Chore
 from cli_fixture import Ran
 from rich.console import Console
 
@@ -21,7 +22,6 @@ from robustbench_lite.leaderboard import Board, Line, compare
 from robustbench_lite.models import load_model
 from robustbench_lite.registry import REPORTS
 from robustbench_lite.results import Verdict
-from robustbench_lite.session import Progress
 from robustbench_lite.workers import run_all
 
 N = 100
@@ -242,21 +242,6 @@ def test_the_page_is_one_file_without_script_or_network(board: Board) -> None:
 # ------------------------------------------------------------------ processes
 
 
-@dataclass(frozen=True)
-class Chore:
-    name: str
-    fate: str = "ends"
-
-    def run(self, progress: Progress) -> None:
-        if self.fate == "dies":
-            import os
-
-            os._exit(9)
-        if self.fate == "refuses":
-            raise UsageError("it cannot be used")
-        progress(self.name, 1, 2, 0)
-
-
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_tasks_run_and_report_and_name_themselves_where_they_fail(workers: int) -> None:
     told: list[str] = []
@@ -267,8 +252,10 @@ def test_tasks_run_and_report_and_name_themselves_where_they_fail(workers: int) 
 
 
 def test_a_process_that_dies_is_an_error_and_no_result() -> None:
+    told: list[str] = []
     with pytest.raises(InvalidEvaluation, match="two: its process died"):
-        run_all([Chore("two", "dies")], 2, lambda *_: None)
+        run_all([Chore("two", "dies")], 2, lambda name, *_: told.append(name))
+    assert told == ["two"], "it began, and died of what it did"
 
 
 # ------------------------------------------------------------------ the command
