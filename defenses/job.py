@@ -139,7 +139,8 @@ def count_correct(classifier: Classifier, data: LabelledImages, device: torch.de
     for chosen in torch.arange(len(data)).tensor_split(ceil(len(data) / batch_size)):
         x = stacked([data.pictures[i] for i in chosen.tolist()], data.name).to(where)
         y = torch.tensor([data.labels[i] for i in chosen.tolist()], device=where)
-        right += int((classifier(x).argmax(1) == y).sum())
+        logits = classifier(x)
+        right += int(((logits.argmax(1) == y) & logits.isfinite().all(1)).sum())
     classifier.cpu()
     return right
 

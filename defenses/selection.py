@@ -93,7 +93,8 @@ class Selection:
             draw = Streams(self.seed, "selection", [(self.data.ids[i], 0) for i in indices], None, device)
             x_adv = x if self.attack is None or self.threat is None else attacked(classifier, x, y, self.threat, self.attack, draw)
             with torch.no_grad():
-                right += torch.stack([(classifier(images).argmax(1) == y).sum() for images in (x_adv, x)])
+                answers = [classifier(images) for images in (x_adv, x)]
+            right += torch.stack([((logits.argmax(1) == y) & logits.isfinite().all(1)).sum() for logits in answers])
         classifier.train(training)
         shares = (self.world.total(right) / len(self.data)).tolist()
         return Score(*shares)

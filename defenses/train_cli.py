@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from cyclopts import App, Parameter
+from cyclopts import Parameter
 from rich.console import Console
 
-from robustbench_lite.console import exit_code
+from robustbench_lite.console import application, exit_code
 from robustbench_lite.errors import UsageError
 
 from .request import Request
@@ -26,15 +26,7 @@ LATER = 5.0
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
-app = App(
-    name="robust-train",
-    default_parameter=Parameter(negative=()),
-    version_flags=(),
-    exit_on_error=False,
-    print_error=False,
-    suppress_keyboard_interrupt=False,
-    result_action="return_value",
-)
+app = application("robust-train", default_parameter=Parameter(negative=()), version_flags=())
 
 
 @app.default

@@ -8,10 +8,10 @@ import time
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from cyclopts import App, Group, Parameter
+from cyclopts import Group, Parameter
 
 from . import commands
-from .console import bars, default_folder, exit_code, finish, whole
+from .console import application, bars, default_folder, exit_code, finish, whole
 from .errors import UsageError
 
 SHORT_HELP = """robust-eval: accuracy of an image classifier without and under attack. Three commands to try:
@@ -22,14 +22,10 @@ SHORT_HELP = """robust-eval: accuracy of an image classifier without and under a
 
 `robust-eval --help` lists the options, `robust-eval list` what there is to name."""
 
-app = App(
-    name="robust-eval",
+app = application(
+    "robust-eval",
     help="Attack and corrupt an image classifier's images and say, with the evidence, how accurate it stays.",
     version="0.1.0",
-    exit_on_error=False,
-    print_error=False,
-    result_action="return_value",
-    suppress_keyboard_interrupt=False,  # an interrupted run says that it can go on
 )
 commands.add_to(app)
 MODEL = Group("Model", sort_key=1)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cyclopts import CycloptsError
+from cyclopts import App, CycloptsError
 from rich.console import Console
 
 from .errors import RobustEvalError, UsageError
@@ -23,6 +23,18 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, int, int, int], None]
 """Told what is being done, how many images are done, how many there are, and how many of them are broken."""
+
+
+def application(name: str, **more: Any) -> App:
+    """A command line whose errors and interruptions are left to `exit_code`."""
+    return App(
+        name=name,
+        exit_on_error=False,
+        print_error=False,
+        suppress_keyboard_interrupt=False,  # an interrupted run says that it can go on
+        result_action="return_value",
+        **more,
+    )
 
 
 def exit_code(program: str, command: Callable[[Sequence[str]], object], words: Sequence[str]) -> int:

@@ -18,10 +18,10 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import App, Parameter
+from cyclopts import Parameter
 
 from robustbench_lite.cards import SEED, Card, Figure
-from robustbench_lite.console import exit_code
+from robustbench_lite.console import application, exit_code
 from robustbench_lite.data import load_data
 from robustbench_lite.errors import UnknownName, UsageError
 
@@ -32,15 +32,7 @@ BUILD = Path("build/zoo")
 WORKERS = 2
 """Models that are made side by side, with one thread each, so that the same sums are made on every machine of one kind."""
 
-app = App(
-    name="make zoo",
-    default_parameter=Parameter(negative=()),
-    version_flags=(),
-    exit_on_error=False,
-    print_error=False,
-    suppress_keyboard_interrupt=False,
-    result_action="return_value",
-)
+app = application("make zoo", default_parameter=Parameter(negative=()), version_flags=())
 
 
 @app.default
