@@ -25,6 +25,7 @@ REGISTRIES = {
         registry.MODELS,
         registry.DATA,
         registry.REPORTS,
+        registry.DIAGNOSTICS,
     )
 }
 BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}

@@ -84,16 +84,17 @@ def first_answer(classifier: Classifier, probe: Images, labels: Tensor) -> tuple
 
 
 def need_gradients(classifier: Classifier, probe: Images, attacks: Sequence[tuple[str, Iterable[Attack]]]) -> None:
-    """Refuse white-box attacks on a model without gradients, before they call the model robust.
+    """Refuse white-box attacks on a model that cannot be differentiated, before they call the model robust.
+
+    Gradients that are there and are zero are a finding about the rows that rest on them.
 
     Args:
-        attacks: names, and the attacks that each consists of. One that is also made of attacks which need no gradients may go on where
-            the gradients are zero: what it finds is found by those.
+        attacks: names, and the attacks that each consists of.
 
     Raises:
         ModelError: an attack needs gradients and the model has none.
     """
-    white = [(name, all(map(_white, parts))) for name, parts in attacks if any(map(_white, parts))]
+    white = [name for name, parts in attacks if any(map(_white, parts))]
     if not white:
         return
     x = probe.detach().requires_grad_()
@@ -103,17 +104,14 @@ def need_gradients(classifier: Classifier, probe: Images, attacks: Sequence[tupl
             logits = classifier(x)
             connected = classifier.differentiable and logits.requires_grad
             if connected:
-                (slope,) = torch.autograd.grad(logits.amax(1).sum(), x)
-                if not slope.any() and any(alone for _, alone in white):
-                    white = [(name, alone) for name, alone in white if alone]
-                    connected, reason = False, " (they are all exactly zero: something in it, such as rounding, stops them)"
+                torch.autograd.grad(logits.amax(1).sum(), x)
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, NotImplementedError) as error:  # an operation without a backward, a graph that does not lead to the image
         connected, reason = False, f" ({str(error).strip().splitlines()[0]})"
     if not connected:
         raise ModelError(
-            f"{white[0][0]} needs gradients, and {classifier.name} has none{reason}: use a black-box attack (robust-eval list attacks)"
+            f"{white[0]} needs gradients, and {classifier.name} has none{reason}: use a black-box attack (robust-eval list attacks)"
         )
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from .console import bars, complain, finish, show
 from .errors import WitnessRefuted
 
-Kind = Literal["attacks", "corruptions", "perturbations", "suites", "defenses", "architectures", "models", "data", "reports"]
+Kind = Literal["attacks", "corruptions", "perturbations", "suites", "defenses", "architectures", "models", "data", "reports", "diagnostics"]
 Debug = Annotated[bool, Parameter(show=False, negative="")]
 
 
@@ -27,7 +27,7 @@ def add_to(app: App) -> None:
 
 
 def list_names(kind: Kind = "attacks", /, *, debug: Debug = False) -> int:
-    """List what can be named: attacks, corruptions, perturbations, suites, defenses, architectures, models, data or reports."""
+    """List what can be named: attacks, corruptions, suites, perturbations, defenses, architectures, models, data, reports, diagnostics."""
     from .catalogue import listing
 
     Console(soft_wrap=True).print(listing(kind), markup=False, highlight=False)

@@ -16,7 +16,7 @@ from .errors import UsageError
 from .oracle import WhiteBox, WholeModel
 from .plan import Attack, parts
 from .registry import ATTACKS, number
-from .results import Condition, Goal, eps_text
+from .results import Condition, Goal, Kind, eps_text
 from .threat import Ball, ball
 
 Target = int | Literal["least-likely"]
@@ -24,13 +24,55 @@ Target = int | Literal["least-likely"]
 
 @dataclass(frozen=True)
 class Job:
-    """One condition, and how it is brought about: by the attacks `parts` in turn."""
+    """One condition, and how it is brought about: by the attacks `parts` in turn.
+
+    Args:
+        eot: answers of a randomised model that the attack averages; None: as the run does.
+    """
 
     condition: Condition
     attack: Any
     parts: Mapping[str, Attack]
     threat: Ball
     target: Target | None
+    eot: int | None = None
+
+
+def job(
+    attack: Any,
+    norm: str,
+    size: float,
+    *,
+    kind: Kind = "attack",
+    target: Target | None = None,
+    goal: Goal = "first",
+    source: str = "",
+    eot: int | None = None,
+) -> Job:
+    """An attack of one size, under a name that says all of this."""
+    name, made = ATTACKS.spec_of(attack), parts(attack, norm)
+    told = [eps_text(size), *([f"target={target}"] if target is not None else []), *([f"from={source}"] if source else [])]
+    told += [f"eot={eot}"] if eot else []
+    condition = Condition(
+        f"{name}[{norm},{','.join(told)}]",
+        kind,
+        attack=name,
+        norm=norm,
+        eps=size,
+        goal=goal,
+        target=target,
+        source=source or None,
+        doors={part: door(each, bool(source)) for part, each in made.items()},
+    )
+    return Job(condition, attack, made, ball(norm, size), target, eot)
+
+
+def door(attack: Attack, transfer: bool = False) -> str:
+    """What an attack gets to see: `labels`, `scores`, `white box`, `stand-ins` (gradients that are not the model's own), `whole model`
+    (an attack of others, that may do as it likes), or a `surrogate`."""
+    if transfer:
+        return "surrogate"
+    return "stand-ins" if hasattr(attack, "hooks") else attack.access.name
 
 
 def jobs(
@@ -67,26 +109,13 @@ def jobs(
         used = norm or attack.norms[0]
         if sizes is None and used not in default_eps:
             raise UsageError(f"there is no usual eps for {used} on {data}: say how far the attack may go with --eps")
-        made = parts(attack, used)
         if sources:
-            _need_one_try(name, made)
+            _need_one_try(name, parts(attack, used))
         for size, source in product(sizes if sizes is not None else [default_eps[used]], sources or ("",)):
-            threat = ball(used, size)
-            aim = "" if target is None else f",target={target}"
-            origin = f",from={source}" if source else ""
-            condition = Condition(
-                f"{name}[{used},{eps_text(size)}{aim}{origin}]",
-                "attack",
-                attack=name,
-                norm=used,
-                eps=size,
-                goal=goal,
-                target=target,
-                source=source or None,
-            )
-            if any(job.condition.name == condition.name for job in planned):
-                raise UsageError(f"{condition.name} is asked for twice")
-            planned.append(Job(condition, attack, made, threat, target))
+            made = job(attack, used, size, target=target, goal=goal, source=source)
+            if any(other.condition.name == made.condition.name for other in planned):
+                raise UsageError(f"{made.condition.name} is asked for twice")
+            planned.append(made)
     return planned
 
 

@@ -19,6 +19,7 @@ from .checks import frozen, moved
 from .classifier import Classifier, Preprocess
 from .conditions import Target, jobs
 from .data import default_for, load_data
+from .doubting import doubts
 from .engines import local
 from .errors import UsageError
 from .labelled import LabelledImages, from_arrays, from_loader
@@ -28,7 +29,7 @@ from .plan import Attack
 from .results import Condition, Goal, Result
 from .samples import Options
 from .sequences import read_rates
-from .session import Progress, Session
+from .session import Enough, Progress, Session
 from .shifts import described, remarks, sequences, shifts
 from .store import Store, explained
 from .transfer import sources
@@ -59,6 +60,11 @@ def evaluate(
     surrogates: Sequence[str | nn.Module] = (),
     eot: int | None = None,
     votes: int = 10,
+    doubt: bool = False,
+    settle: bool = False,
+    twin: str | nn.Module | None = None,
+    training_data: str | LabelledImages | None = None,
+    stated_accuracy: float | None = None,
     witnesses: int | Literal["all", "none"] = 1000,
     on_bad_image: Literal["fail", "undecided"] = "fail",
     seed: int = 0,
@@ -67,6 +73,7 @@ def evaluate(
     fresh: bool = False,
     command: str | None = None,
     progress: Progress | None = None,
+    enough: Enough | None = None,
 ) -> Result:
     """Accuracy of a model without and under attack, on corrupted images, and along sequences of perturbed ones.
 
@@ -98,6 +105,12 @@ def evaluate(
             only. `result.transfer` is the matrix of sources and targets.
         eot: answers of a randomised model that an attack averages. None: 20.
         votes: answers by which a randomised model is judged: an image counts as broken where at least half of them are.
+        doubt: try further attacks on the images that those asked for left, to see how far the figures can be believed (`result.trust`).
+        settle: doubt, and let every finding start the attacks that would settle it.
+        twin: a plainly trained model for the same classes, whose adversarial images are tried in doubt.
+        training_data: spec of what the model was trained on, to be warned where test images are among them. None: what a checkpoint says.
+        stated_accuracy: the clean accuracy that the model is said to have, in [0, 1]; another one hints at wrong preprocessing. None: what
+            is known of published weights.
         witnesses: how many adversarial images to keep per condition (a seeded choice), `all` or `none`.
         on_bad_image: `fail` ends with an error that names the images that cannot be read; `undecided` counts them as not correct
             and goes on.
@@ -105,6 +118,8 @@ def evaluate(
         out: folder to keep the run in, where the same call goes on after an interruption. None: in memory.
         fresh: throw away what an earlier run left in `out`.
         command: recorded as the way to repeat the run.
+        progress: told a condition, how many images are decided, how many there are, and how many are broken.
+        enough: told a condition and which of its images are broken so far; where it says yes, the others are not attacked.
 
     Returns:
         The result: `.table` is a DataFrame, `.verdicts` one record per condition and image.
@@ -129,10 +144,17 @@ def evaluate(
     classifier = _classifier(model)
     others = _surrogates(surrogates, classifier, query_budget)
     goal = "full" if others else goal
+    doubt = doubt or settle
+    if others and doubt:
+        raise UsageError("doubts are attacks on the model itself: leave --surrogate out")
+    if stated_accuracy is not None and not 0 <= stated_accuracy <= 1:
+        raise UsageError(f"the stated accuracy is a share in [0, 1], got {stated_accuracy:g}: 76 % is 0.76")
+    twins = _surrogates([twin], classifier, None) if twin is not None and doubt else []
     source = default_for(classifier) if data is None else data
     images = _images(source, classifier.preprocess, limit, seed)
     if images.readout is not None:
         classifier, others = images.readout.applied(classifier), [images.readout.applied(other) for other in others]
+        twins = [images.readout.applied(each) for each in twins]
     specs = [corruptions] if isinstance(corruptions, str) else list(corruptions)
     shifted, perturbed = shifts(specs, images, None if frost_dir is None else str(frost_dir)), sequences(specs)
     if images.variants and (storage_jpeg is not None or frost_dir is not None):
@@ -154,6 +176,7 @@ def evaluate(
         goal=goal,
         sources=list(sources(others)),
     )
+    doubted = doubts(planned, target, twins[0].name if twins else None) if doubt else []
     where = local.pick_device(device)
     bf16 = precision == "bf16" and local.bfloat16_here(where)
     options = Options(
@@ -176,6 +199,7 @@ def evaluate(
         *(shift.condition for shift in shifted),
         *(each.condition for each in perturbed),
         *(job.condition for job in planned),
+        *(each.job.condition for each in doubted),
     ]
     about_corruptions = described(shifted, images, storage_jpeg, baseline)
     digest, versions, device_used = classifier.digest, _versions(), local.described(where)
@@ -192,6 +216,8 @@ def evaluate(
         "eot": eot,
         "votes": votes,
         "storage_jpeg": storage_jpeg,
+        "settle": settle,
+        "twin": [each.digest for each in twins],
     }
     config: dict[str, Any] = {
         "identity": identity,
@@ -208,6 +234,7 @@ def evaluate(
             "readout": images.readout is not None and isinstance(source, str),
             "class_names": None if images.class_names is None else list(images.class_names),
         },
+        "stated_accuracy": stated_accuracy,
         "corruptions": about_corruptions,
         "sequence_rates": None if baseline is None or not perturbed else asdict(read_rates(baseline)),
         "conditions": [asdict(c) for c in conditions],
@@ -234,6 +261,7 @@ def evaluate(
         "created": _now(),
         "sessions": [{"started": _now(), "device": device_used, "versions": versions, "shuffle_seed": shuffle_seed}],
     }
+    training = None if training_data is None else _images(training_data, classifier.preprocess, None, seed)
     folder = None if out is None else Path(out)
     if folder is not None:
         _make(folder)
@@ -241,11 +269,27 @@ def evaluate(
         store = during.enter_context(Store(folder, config, fresh=fresh))
         during.enter_context(explained(folder))
         during.enter_context(local.exact())
-        for each in (classifier, *others):
+        for each in (classifier, *others, *twins):
             during.enter_context(frozen(each))
             during.enter_context(moved(each, where))
         wide = _wide(source, classifier.preprocess, limit, seed) if perturbed else None
-        session = Session(classifier, others, images, planned, store, options, progress or (lambda *_: None), shifted, perturbed, wide)
+        session = Session(
+            classifier,
+            others,
+            images,
+            planned,
+            store,
+            options,
+            progress or (lambda *_: None),
+            shifted,
+            perturbed,
+            wide,
+            twin=twins[0] if twins else None,
+            doubts=doubted,
+            settle=settle,
+            training=training,
+            enough=enough or (lambda *_: False),
+        )
         try:
             session.run()
             session.about["complete"] = True

@@ -52,7 +52,7 @@ class Ledger(Rows):
     """What was found, per row; the oracle writes it, the scheduler reads it.
 
     `best` is the image of highest margin asked about so far (goal `closest`: the nearest one that broke), with its logits, margin
-    and distance. `fresh` marks a best that is new since it was last settled; `flat`, that every gradient so far was exactly zero.
+    and distance. `fresh` marks a best that is new since it was last settled; `slope` is the largest absolute value in any gradient so far.
     """
 
     best: Images
@@ -63,7 +63,7 @@ class Ledger(Rows):
     forwards: Tensor
     backwards: Tensor
     trouble: Tensor
-    flat: Tensor
+    slope: Tensor
 
     @classmethod
     def opened(cls, origin: Images, clean_logits: Logits) -> Ledger:
@@ -78,7 +78,7 @@ class Ledger(Rows):
             forwards=count,
             backwards=count.clone(),
             trouble=count.clone(),
-            flat=torch.ones(rows, dtype=torch.bool, device=device),
+            slope=torch.zeros(rows, device=device),
         )
 
 
@@ -253,8 +253,8 @@ class WhiteBox(Scores):
 
     def _finite(self, gradient: Tensor) -> Tensor:
         ledger, size = self.ledger, gradient.flatten(1).abs().amax(1)  # NaN comes through it
-        ledger.flat = ledger.flat & (size == 0)
         fine = size.isfinite()
+        ledger.slope = torch.where(fine, ledger.slope.maximum(size), ledger.slope)
         if not fine.all():
             ledger.trouble = torch.where((ledger.trouble == FINE) & ~fine, self.bad_gradient, ledger.trouble)
             gradient = torch.where(fine.view(-1, *(1,) * (gradient.dim() - 1)), gradient, torch.zeros_like(gradient))

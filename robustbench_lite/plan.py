@@ -84,7 +84,12 @@ class Finding:
     forwards: int
     backwards: int
     reduced: bool = False  # the search ran in reduced precision
-    flat: bool = False  # every gradient that the search saw was exactly zero
+    gradient: float | None = None  # the largest absolute value in the gradients that the search saw
+
+    @property
+    def flat(self) -> bool:
+        """Every gradient that the search saw was exactly zero."""
+        return self.gradient == 0
 
     def merged(self, other: Finding, goal: Goal) -> Finding:
         """The better of two lanes of one image, with the cost of both."""
@@ -102,7 +107,7 @@ class Finding:
             steps=self.steps + earlier.steps,
             forwards=self.forwards + earlier.forwards,
             backwards=self.backwards + earlier.backwards,
-            flat=(self.flat or not self.backwards) and (earlier.flat or not earlier.backwards) and (self.flat or earlier.flat),
+            gradient=max((size for size in (self.gradient, earlier.gradient) if size is not None), default=None),
         )
 
 

@@ -54,7 +54,9 @@ def read_result(
 
     seconds = dict(database.execute("SELECT condition, spent FROM seconds"))
     for c in worst_conditions:
-        seconds[c.name] = sum(seconds.get(o.name, 0.0) for o in conditions if o.kind == "attack" and (o.norm, o.eps) == (c.norm, c.eps))
+        seconds[c.name] = sum(
+            seconds.get(o.name, 0.0) for o in conditions if o.kind in ("attack", "doubt") and (o.norm, o.eps) == (c.norm, c.eps)
+        )
     transferred = [_transferred(row) for row in database.execute(f"SELECT {', '.join(TRANSFER_FIELDS)} FROM transferred")]
     order = [c.name for c in planned], [config["model"]["name"], *config.get("surrogates", [])]
     transferred.sort(key=lambda v: (order[0].index(v.condition), order[1].index(v.target)))

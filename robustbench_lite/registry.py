@@ -253,6 +253,7 @@ DATA = Registry(
     "robustbench_lite.data",
 )
 REPORTS = Registry("report", ("robustbench_lite.reports",), "robustbench_lite.reports")
+DIAGNOSTICS = Registry("diagnostic", ("robustbench_lite.doubts",), "robustbench_lite.diagnostics")
 
 
 def _decorator(registry: Registry) -> Callable[..., Callable[[C], C]]:
@@ -273,3 +274,4 @@ architecture = _decorator(ARCHITECTURES)
 model = _decorator(MODELS)
 data = _decorator(DATA)
 report = _decorator(REPORTS)
+diagnostic = _decorator(DIAGNOSTICS)

@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor
 
+    from .diagnostics import Finding
     from .sequences import SequenceRow, SequenceVerdict
+    from .trust import Trust
 
-Kind = Literal["clean", "attack", "corruption", "sequence", "worst", "certified", "shift"]
+Kind = Literal["clean", "attack", "corruption", "sequence", "worst", "doubt", "certified", "shift"]
 Goal = Literal["first", "closest", "full"]
 
 
@@ -28,7 +30,8 @@ class Condition:
     """One thing that was done to every image: nothing (`clean`), an attack at one eps, a corruption at one severity.
 
     `name` is unique in a run: `clean`, `pgd[linf,4/255]`, `worst[linf,4/255]`, `fog[3]`. `attack` is the spec that configured it, `source`
-    the surrogate that a transfer attack was made on, `corruption` what a `severity` belongs to.
+    the surrogate that a transfer attack was made on, `corruption` what a `severity` belongs to. `doors` says what each part of the attack
+    was let see, as part -> door. A `doubt` is an attack that was tried on the images which those that were asked for had left.
     """
 
     name: str
@@ -41,6 +44,7 @@ class Condition:
     target: int | str | None = None
     source: str | None = None
     corruption: str | None = None
+    doors: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)  # there are millions of them
@@ -53,7 +57,8 @@ class Verdict:
     float32. `witness` is the SHA-256 of the witness's file, None where none was kept. `stages` holds what each attack of a cascade
     cost, as name -> (forwards, backwards), in the order in which they ran; an image that left early lacks the later ones. Without an
     attack, `nll` is the negative logarithm of the label's probability and `brier` the sum over classes of (probability - truth) squared;
-    None where a label is not one class.
+    None where a label is not one class. `gradient` is the largest absolute value in the gradients that the attack followed, None where it
+    followed none.
     """
 
     sample_id: str
@@ -78,6 +83,7 @@ class Verdict:
     stages: Mapping[str, Sequence[int]] = field(default_factory=dict)
     nll: float | None = None
     brier: float | None = None
+    gradient: float | None = None
 
 
 VERDICT_FIELDS = tuple(f.name for f in fields(Verdict))
@@ -100,28 +106,32 @@ def eps_text(eps: float) -> str:
 
 
 def worst_case(conditions: Sequence[Condition], verdicts: Iterable[Verdict]) -> tuple[list[Condition], list[Verdict]]:
-    """Per norm and eps, a `worst[norm,eps]` condition: an image is broken when any attack of that size broke it.
+    """Per norm and eps, a `worst[norm,eps]` condition: an image is broken when any attack of that size broke it, or any of a smaller size
+    in that norm; doubts count as attacks.
 
     An image that no attack broke and some attack left undecided is undecided. In an unfinished run, images that some attack has yet to
     try are left out: they must not look better than they will be.
     """
     attacks = {c.name: c for c in conditions if c.kind == "attack"}
+    searched = {c.name: c for c in conditions if c.kind in ("attack", "doubt")}
     aim = next((f",target={c.target}" for c in attacks.values() if c.target is not None), "")  # one for the whole run
-    groups: dict[tuple[str | None, float | None], dict[str, list[Verdict]]] = {}
-    for c in attacks.values():
-        groups.setdefault((c.norm, c.eps), {})
+    balls = dict.fromkeys((c.norm, c.eps) for c in attacks.values())
+    tries: dict[tuple[str | None, float | None], dict[str, list[Verdict]]] = {}
     for v in verdicts:
-        if v.condition in attacks:
-            c = attacks[v.condition]
-            groups[c.norm, c.eps].setdefault(v.sample_id, []).append(v)
+        if v.condition in searched:
+            c = searched[v.condition]
+            tries.setdefault((c.norm, c.eps), {}).setdefault(v.sample_id, []).append(v)
     worst_conditions, worst_verdicts = [], []
-    for (norm, eps), samples in groups.items():
+    for norm, eps in balls:
         name = f"worst[{norm},{eps_text(eps or 0)}{aim}]"
-        tried_by_all = [rows for rows in samples.values() if len(rows) == sum((c.norm, c.eps) == (norm, eps) for c in attacks.values())]
-        if tried_by_all:
+        asked = sum((c.norm, c.eps) == (norm, eps) for c in attacks.values())
+        smaller = [found for (other, size), found in tries.items() if other == norm and (size or 0) < (eps or 0)]
+        done = {key: rows for key, rows in tries.get((norm, eps), {}).items() if sum(v.condition in attacks for v in rows) == asked}
+        if done:
             worst_conditions.append(Condition(name, "worst", norm=norm, eps=eps))
-        for rows in tried_by_all:
-            first = next((v for v in rows if v.broken), None) or next((v for v in rows if v.broken is None), rows[0])
+        for key, rows in done.items():
+            within = [v for found in smaller for v in found.get(key, ()) if v.broken]
+            first = next((v for v in [*rows, *within] if v.broken), None) or next((v for v in rows if v.broken is None), rows[0])
             worst_verdicts.append(
                 replace(
                     first,
@@ -175,6 +185,7 @@ def stage_rows(condition: Condition, verdicts: Sequence[Verdict]) -> list[StageR
 TABLE_COLUMNS = (
     "model", "data", "condition", "kind", "norm", "eps", "severity", "n", "correct", "accuracy", "ci_low", "ci_high", "undecided",
     "mean_forwards", "mean_backwards", "seconds", "attack", "goal", "search", "success_all", "success_correct", "median_distance",
+    "trust", "at_most", "reasons",
 )  # fmt: skip
 
 
@@ -259,13 +270,31 @@ class Result:
 
     @property
     def table(self) -> pd.DataFrame:
-        """One row per condition, the columns of `TABLE_COLUMNS`."""
+        """One row per condition, the columns of `TABLE_COLUMNS`; doubts have none, since they met some images only."""
         import pandas as pd
 
         model, data = self.config["model"]["name"], self.config["data"]["name"]
         right = {v.sample_id for v in self.of("clean") if v.broken is False}
-        rows = [table_row(c, self.of(c.name), model, data, self.seconds.get(c.name, 0.0), right) for c in self.conditions]
+        rows = []
+        for c in self.conditions:
+            if c.kind != "doubt":
+                row, trust = table_row(c, self.of(c.name), model, data, self.seconds.get(c.name, 0.0), right), self.trust[c.name]
+                rows.append(row | {"trust": trust.level, "at_most": trust.at_most, "reasons": "; ".join(trust.reasons)})
         return pd.DataFrame(rows, columns=list(TABLE_COLUMNS)).astype({"severity": "Int64"})
+
+    @cached_property
+    def findings(self) -> list[Finding]:
+        """What the checks of `diagnostics` found: whether the numbers can be believed."""
+        from .diagnostics import findings
+
+        return findings(self)
+
+    @cached_property
+    def trust(self) -> dict[str, Trust]:
+        """How far each row can be believed, by condition."""
+        from .trust import trusts
+
+        return trusts(self)
 
     @property
     def cascade(self) -> list[StageRow]:

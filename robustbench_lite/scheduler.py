@@ -191,7 +191,7 @@ class Batch:
                     forwards=int(ledger.forwards[row]),
                     backwards=int(ledger.backwards[row]),
                     reduced=self.plan.search.reduced is not None,
-                    flat=bool(ledger.flat[row]) and bool(ledger.backwards[row]),
+                    gradient=float(ledger.slope[row]) if int(ledger.backwards[row]) else None,
                 ),
             )
 

@@ -17,6 +17,8 @@ from .cascade import Course, Stage, through
 from .checks import first_answer, need_gradients
 from .classifier import Classifier, Logits
 from .conditions import Job, aimed_class, clean_criterion, criterion
+from .diagnostics import Look, observed
+from .doubting import Doubt, settling
 from .engines import local
 from .errors import InvalidEvaluation, UsageError
 from .judge import Judge
@@ -35,14 +37,24 @@ from .ways import DRAWS, ways
 Progress = Callable[[str, int, int, int], None]
 """Called with a condition, how many images are decided, how many there are, and how many of them are broken."""
 
+Enough = Callable[[str, Mapping[str, bool | None]], bool]
+"""Told a condition and which images are broken under it so far; whether the others need not be attacked any more."""
+
 FLAT = "every gradient was exactly zero"
+LOOKED_AT = 64
+"""Images whose clean answers the diagnostics may look at."""
 
 
 @dataclass
 class Session:
     """Brings the verdicts that a store lacks. `about` and `notes` are what the run's record is to say of it.
 
-    `wide` are the images before they are cropped, for sequences whose frames move into the picture what lies beside it.
+    Args:
+        wide: the images before they are cropped, for sequences whose frames move into the picture what lies beside it.
+        twin: a model whose adversarial images are tried in doubt.
+        doubts: planned with what was asked for; `settle`: let findings plan more.
+        training: what the model learnt from, for diagnostics.
+        enough: ends conditions early.
     """
 
     classifier: Classifier
@@ -55,6 +67,11 @@ class Session:
     shifts: Sequence[Shift] = ()
     perturbed: Sequence[Perturbed] = ()
     wide: LabelledImages | None = None
+    twin: Classifier | None = None
+    doubts: Sequence[Doubt] = ()
+    settle: bool = False
+    training: LabelledImages | None = None
+    enough: Enough = lambda *_: False
     about: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -70,7 +87,7 @@ class Session:
         todo = [key for key in self.samples.order if key not in complete]
         probe = self.samples.probe()
         with ExitStack() as during:
-            replaced = [name for model in (self.classifier, *self.surrogates) for name in during.enter_context(straight_through(model))]
+            replaced = [name for model in (self.classifier, *self._others) for name in during.enter_context(straight_through(model))]
             during.enter_context(seeded(self.options.seed, "first answer"))
             logits, random = self._first_answers(probe)
             self.samples.outputs = logits.shape[1]
@@ -78,20 +95,35 @@ class Session:
                 self.notes.append(f"gradients pass {', '.join(replaced)} by the stand-in that it declares (BPDA)")
             self.judge = Judge(Passes(self.classifier), self.options.votes if random else 0, self.options.seed)
             self.samples.same_answers(self.classifier.name, self.judge, probe)
-            if todo or self.perturbed:
+            answers: dict[str, Answer] = {}
+            unseen = self.store.config.get("observed") is None or self.settle
+            if todo or self.perturbed or self.doubts or unseen:
                 self._prepare(probe, logits, random)
+            if todo or self.perturbed:
                 answers = self._clean(todo) if self.images.has_clean else {}
                 self._shift(todo)
                 for each in self.perturbed:
                     self._perturb(each)
                 for job in self.planned:
                     self._attack(job, answers)
+            if self.images.has_clean:
+                self._doubt(self.doubts, answers)
+                if unseen:
+                    self.store.observe(observed(self._look(answers, random), doubt=bool(self.doubts)))
+                if self.settle:
+                    settled = settling(self.store.result(), self.planned[0].target if self.planned else None)
+                    self.store.plan([each.job.condition for each in settled])
+                    self._doubt(settled, answers)
+
+    @property
+    def _others(self) -> list[Classifier]:
+        return [*self.surrogates, *([self.twin] if self.twin is not None else [])]
 
     def _first_answers(self, probe: Tensor) -> tuple[Logits, bool]:
         """The logits of the model on the first images, and whether it is random; the surrogates' say that they fit it."""
         labels = self.samples.labels(self.images.ids)
         logits, random = first_answer(self.classifier, probe, labels)
-        for surrogate in self.surrogates:
+        for surrogate in self._others:
             others, wavers = first_answer(surrogate, probe, labels)
             if others.shape != logits.shape:
                 counts = f"{others.shape[1]} classes and {self.classifier.name} {logits.shape[1]}"
@@ -120,13 +152,15 @@ class Session:
         for name, members in sources(self.surrogates).items():
             model = members[0] if len(members) == 1 else Ensemble(members)
             self.sources[name] = Source(name, [member.name for member in members], model, ready(model, random=False))
-        if self.sources:
+        if self.twin is not None:
+            self.sources[self.twin.name] = Source(self.twin.name, [self.twin.name], self.twin, ready(self.twin, random=False))
+        if self.surrogates:
             self.notes.append("made on surrogates: what an attacker does who lacks the model; one who has it (no --surrogate) breaks more")
         self.judge = replace(self.judge, passes=self.ways.plain)
         self.targets = Targets(
             {self.classifier.name: self.judge} | {s.name: Judge(Passes(s, self.ways.plain.micro)) for s in self.surrogates}
         )
-        for job in self.planned:  # what does not work on this model is to be refused before anything is evaluated
+        for job in (*self.planned, *(each.job for each in self.doubts)):  # what does not work on this model is refused before it starts
             for attack in job.parts.values():
                 found = self.sources[job.condition.source].ways if job.condition.source else self.ways
                 with hooks_of(attack)(found.plain.model, probe[:1]):
@@ -225,23 +259,53 @@ class Session:
         decided, total = len(self.store.decided(name)), len(self.store.decided(name)) + len(subjects)
         self.progress(name, decided, total, broken)
         started = time.monotonic()
-        for courses in self._courses(job, subjects):
+        fate = dict(self.store.fates(name))
+        for courses in self._courses(job, subjects) if not self.enough(name, fate) else ():
             if courses:
                 findings = [course.finding for course in courses]
                 said = self.samples.said([f.id for f in findings], torch.stack([f.logits.to(self.options.device) for f in findings]))
                 for course, what in zip(courses, said, strict=True):
                     self._record(job, course, answers[course.finding.id], what)
-                if job.condition.source is not None:
+                if job.condition.source is not None and job.condition.kind == "attack":
                     self._transfer(job, findings, answers)
                 decided, broken = decided + len(findings), broken + sum(f.broken is not False for f in findings)
+                fate |= {f.id: f.broken for f in findings}
             now = time.monotonic()
             self.store.spend(name, now - started)
             self.store.commit(now=now - started > 0.5)  # a slow step must not leave verdicts open while the next one runs
             started = now
             if courses:
                 self.progress(name, decided, total, broken)
+                if self.enough(name, fate):
+                    break
         self.store.commit(now=True)
         self._remark(job)
+
+    # ------------------------------------------------------------------ in doubt
+
+    def _doubt(self, doubts: Sequence[Doubt], answers: dict[str, Answer]) -> None:
+        """Try attacks on what others have left."""
+        for each in doubts:
+            done = self.store.decided(each.job.condition.name)
+            left = [key for key in each.left(self.store.result()) if key not in done]
+            if left:
+                self._know(left, answers)
+                self._attack(each.job, {key: answers[key] for key in left})
+
+    def _know(self, ids: Sequence[str], answers: dict[str, Answer]) -> None:
+        """Have the clean answers to these images, which an earlier session may have asked for."""
+        unknown = [Answer(key) for key in ids if key not in answers]
+        for batch in local.with_smaller_batches(partial(self.samples.ask, self.judge), unknown, self.batch_size, self._shrunk):
+            answers |= {answer.id: answer for answer in batch}
+
+    def _look(self, answers: dict[str, Answer], random: bool) -> Look:
+        """What the diagnostics may ask the model."""
+        first = self.samples.order[:LOOKED_AT]
+        self._know(first, answers)
+        ids = [key for key in first if answers[key].logits is not None]
+        logits = torch.cat([answer.logits for answer in (answers[key] for key in ids) if answer.logits is not None])
+        result, device = self.store.result(), self.options.device
+        return Look(self.classifier, self.judge, self.images, result, device, random, ids, logits, self.training)
 
     def _remark(self, job: Job) -> None:
         """Note what a reader of the row must know to trust it."""
@@ -293,9 +357,9 @@ class Session:
         """What came of each subject in all stages: the attacks of a cascade, each perhaps after a first pass in reduced precision."""
         options, source = self.options, self.sources.get(job.condition.source or "")
         found = source.ways if source else self.ways
-        goal: Goal = "full" if source else options.goal
+        goal: Goal = "full" if source else job.condition.goal
         # the model is asked about one image that is made on a source, not about one for every precision
-        searches = {part: found.of(attack, options.eot)[-1 if source else 0 :] for part, attack in job.parts.items()}
+        searches = {part: found.of(attack, job.eot or options.eot)[-1 if source else 0 :] for part, attack in job.parts.items()}
         plans = [
             Plan(
                 attack,
@@ -367,6 +431,7 @@ class Session:
                 precision="bf16" if finding.reduced else "fp32",
                 witness=witness,
                 stages=course.costs,
+                gradient=finding.gradient,
             )
         )
 

@@ -13,6 +13,7 @@ import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,7 +25,7 @@ from .errors import InvalidEvaluation, RunMismatch, UsageError
 from .matrix import TransferVerdict
 from .plan import Finding
 from .records import JSON_FIELDS, SEQUENCE_FIELDS, TRANSFER_FIELDS, read_result
-from .results import VERDICT_FIELDS, Result, Verdict, Witness
+from .results import VERDICT_FIELDS, Condition, Result, Verdict, Witness
 from .sequences import SequenceVerdict
 
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO}
@@ -102,7 +103,9 @@ class Store:
                 was, now = (json.dumps(identity.get(key))[:80] for identity in (theirs, mine))
                 differ = f"{folder} is a run with another {key} ({was} there, {now} here)"
                 raise RunMismatch(f"{differ}: choose another --out, or --fresh to start over")
-        kept = {"created": before["created"], "sessions": before["sessions"] + self.config["sessions"]}
+        kept = {"created": before["created"], "sessions": before["sessions"] + self.config["sessions"], "observed": before.get("observed")}
+        known = {c["name"] for c in self.config["conditions"]}
+        self.config["conditions"] += [c for c in before["conditions"] if c["name"] not in known]  # what findings had planned
         self.config = {**self.config, **kept, "notes": list(dict.fromkeys([*before["notes"], *self.config["notes"]]))}
 
     def write_config(self) -> None:
@@ -114,6 +117,22 @@ class Store:
         self.config["sessions"][-1] |= about
         self.config["notes"] = list(dict.fromkeys([*self.config["notes"], *notes]))
         self.write_config()
+
+    def observe(self, seen: Mapping[str, Any]) -> None:
+        """Keep what the diagnostics saw."""
+        self.config["observed"] = dict(seen)
+        self.write_config()
+
+    def plan(self, conditions: Iterable[Condition]) -> None:
+        """Have further conditions in the run."""
+        known = {c["name"] for c in self.config["conditions"]}
+        self.config["conditions"] += [asdict(c) for c in conditions if c.name not in known]
+        self.write_config()
+
+    def fates(self, condition: str) -> Iterator[tuple[str, bool | None]]:
+        """Sample id and whether it is broken, of every verdict under a condition."""
+        for key, broken in self._database.execute("SELECT sample_id, broken FROM verdicts WHERE condition = ?", (condition,)):
+            yield key, None if broken is None else bool(broken)
 
     def decided(self, condition: str) -> set[str]:
         """Sample ids that have a verdict under a condition."""

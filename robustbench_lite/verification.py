@@ -62,7 +62,7 @@ def verify(
         classifier = readout.applied(classifier) if readout is not None else classifier
     if classifier.digest != result.config["model"]["digest"]:
         raise RunMismatch(f"this {classifier.name} is not the model that {run} evaluated: its weights or its preprocessing differ")
-    conditions = {c.name: c for c in result.conditions if c.kind == "attack"}
+    conditions = {c.name: c for c in result.conditions if c.kind in ("attack", "doubt")}
     claimed = [v for v in result.verdicts if v.condition in conditions and v.broken and v.broken_by != "clean"]
     kept = [v for v in claimed if v.witness]
     if claimed and not kept:
