@@ -25,6 +25,7 @@ REGISTRIES = {
         registry.MODELS,
         registry.DATA,
         registry.REPORTS,
+        registry.FORMATS,
         registry.DIAGNOSTICS,
     )
 }
@@ -81,10 +82,10 @@ def description(spec: str) -> str:
         registry.ATTACKS.build(spec)
         return "\n\n\n".join(map(description, several))
     parsed = Spec.parse(spec)
-    found = [(r, r.get(parsed.name)) for r in REGISTRIES.values() if parsed.name in (*r.names(), *r.aliases)]
+    found = {r.get(parsed.name): r for r in REGISTRIES.values() if parsed.name in (*r.names(), *r.aliases)}
     if not found:
         raise UnknownName("name", parsed.name, [name for r in REGISTRIES.values() for name in r.names()], "robust-eval list shows all")
-    return "\n\n".join(_described(r, parsed, thing) for r, thing in found)
+    return "\n\n".join(_described(r, parsed, thing) for thing, r in found.items())
 
 
 def _described(found: Registry, parsed: Spec, thing: Callable[..., Any]) -> str:

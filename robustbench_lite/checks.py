@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -113,6 +113,15 @@ def need_gradients(classifier: Classifier, probe: Images, attacks: Sequence[tupl
         raise ModelError(
             f"{white[0]} needs gradients, and {classifier.name} has none{reason}: use a black-box attack (robust-eval list attacks)"
         )
+
+
+def has_gradients(classifier: Classifier, probe: Images, parts: Mapping[str, Attack]) -> bool:
+    """Whether a model has the gradients that the parts of an attack need."""
+    try:
+        need_gradients(classifier, probe, [("", parts.values())])
+    except ModelError:
+        return False
+    return True
 
 
 def _white(attack: Attack) -> bool:

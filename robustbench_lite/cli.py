@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Group, Parameter
 
 from . import commands
-from .console import application, bars, default_folder, exit_code, finish, whole
+from .console import application, bars, default_folder, exit_code, finish, formats_of, whole
 from .errors import UsageError
 
 SHORT_HELP = """robust-eval: accuracy of an image classifier without and under attack. Three commands to try:
@@ -31,8 +31,9 @@ commands.add_to(app)
 MODEL = Group("Model", sort_key=1)
 DATA = Group("Data", sort_key=2)
 ATTACK = Group("Attack", sort_key=3)
-CORRUPTION = Group("Corruption", sort_key=4)
-RUN = Group("Run", sort_key=5)
+TRUST = Group("Trust", sort_key=4)
+CORRUPTION = Group("Corruption", sort_key=5)
+RUN = Group("Run", sort_key=6)
 
 
 def opt(group: Group, text: str, *names: str, **more: Any) -> Parameter:
@@ -85,6 +86,14 @@ def evaluate(
     ] = None,
     eot: Annotated[int | None, opt(ATTACK, "Answers of a randomised model that an attack averages. Default: 20.")] = None,
     votes: Annotated[int, opt(ATTACK, "Answers by which a randomised model is judged, image by image.")] = 10,
+    doubt: Annotated[
+        bool, opt(TRUST, "Try further attacks on the images that are left, to say how far the figures can be believed.", negative="")
+    ] = False,
+    settle: Annotated[bool, opt(TRUST, "Doubt, and start the attacks that would settle what is found.", negative="")] = False,
+    strict: Annotated[bool, opt(TRUST, "End with exit code 1 unless every worst-case row is sound.", negative="")] = False,
+    twin: Annotated[str | None, opt(TRUST, "With --doubt: a plainly trained model whose adversarial images are tried too.")] = None,
+    training_data: Annotated[str | None, opt(TRUST, "What the model was trained on, to find test images among it.")] = None,
+    stated_accuracy: Annotated[float | None, opt(TRUST, "The clean accuracy that the model is said to have, in [0, 1].")] = None,
     corruption: Annotated[
         list[str] | None,
         opt(CORRUPTION, "fog, fog:severity=1-3, imagenet-c, all, c-bar, imagenet-p. Repeat for more.", "--corruption", "-c", negative=""),
@@ -104,6 +113,7 @@ def evaluate(
     seed: Annotated[int, opt(RUN, "Of every random draw.")] = 0,
     shuffle_seed: Annotated[int, opt(RUN, "Of the order in which images are taken; verdicts do not depend on it.")] = 0,
     witnesses: Annotated[str, opt(RUN, "Adversarial images to keep per condition: a number, all or none.")] = "1000",
+    format: Annotated[str, opt(RUN, "What is written into the folder: html, csv, json, md, junit, parquet; several with commas.")] = "html,csv",
     out: Annotated[Path | None, opt(RUN, "Folder of the run. Default: one under robust-eval-runs that belongs to this command.")] = None,
     fresh: Annotated[bool, opt(RUN, "Start over instead of going on where an earlier run stopped.", negative="")] = False,
     debug: Annotated[bool, opt(RUN, "Show tracebacks.", negative="")] = False,
@@ -113,7 +123,7 @@ def evaluate(
     from .evaluation import evaluate as run
     from .models import load_model
 
-    started = time.monotonic()
+    started, formats = time.monotonic(), formats_of(format)
     tune_process()
     recipe: dict[str, Any] = {
         "weights": weights,
@@ -144,6 +154,7 @@ def evaluate(
         seed,
     ]
     asked += [corruption, storage_jpeg, frost_dir] if corruption else []
+    asked += [settle, twin, training_data] if doubt or settle else []
     done = "+".join(spec.split(":")[0] for spec in [*(corruption or ()), *(attack or ())]) or "clean"
     folder = out or default_folder(asked, f"{Path(model).name.split(':')[0]}-{done}")
     with bars() as progress:
@@ -169,6 +180,11 @@ def evaluate(
             surrogates=surrogate or (),
             eot=eot,
             votes=votes,
+            doubt=doubt,
+            settle=settle,
+            twin=twin,
+            training_data=training_data,
+            stated_accuracy=stated_accuracy,
             witnesses=witnesses if witnesses in ("all", "none") else whole("--witnesses", witnesses),  # type: ignore[arg-type]  # just checked
             on_bad_image=on_bad_image,
             seed=seed,
@@ -178,7 +194,7 @@ def evaluate(
             command=shlex.join(["robust-eval", *sys.argv[1:]]),
             progress=progress,
         )
-    return finish(result, time.monotonic() - started)
+    return finish(result, time.monotonic() - started, formats, strict=strict)
 
 
 def _numbers(option: str, text: str | None) -> list[float] | None:

@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, Parameter
 from rich.console import Console
 
-from .console import bars, complain, finish, show
+from .console import bars, complain, finish, formats_of, show
 from .errors import WitnessRefuted
 
-Kind = Literal["attacks", "corruptions", "perturbations", "suites", "defenses", "architectures", "models", "data", "reports", "diagnostics"]
+Kind = Literal["attacks", "corruptions", "perturbations", "suites", "defenses", "architectures", "models", "data", "reports", "formats", "diagnostics"]
 Debug = Annotated[bool, Parameter(show=False, negative="")]
 
 
@@ -27,7 +27,7 @@ def add_to(app: App) -> None:
 
 
 def list_names(kind: Kind = "attacks", /, *, debug: Debug = False) -> int:
-    """List what can be named: attacks, corruptions, suites, perturbations, defenses, architectures, models, data, reports, diagnostics."""
+    """List what can be named: attacks, corruptions, suites, perturbations, defenses, architectures, models, data, reports, formats, diagnostics."""
     from .catalogue import listing
 
     Console(soft_wrap=True).print(listing(kind), markup=False, highlight=False)
@@ -112,11 +112,18 @@ def leaderboard(
     return 0
 
 
-def report(run: Path, /, *, debug: Debug = False) -> int:
+def report(
+    run: Path,
+    /,
+    *,
+    format: Annotated[str, opt("html, csv, json, md, junit, parquet; several with commas.")] = "html,csv",
+    debug: Debug = False,
+) -> int:
     """Write a run's table, samples and report again, from its verdicts."""
     from .store import read_run
 
-    return finish(read_run(run), None)
+    formats = formats_of(format)
+    return finish(read_run(run), None, formats)
 
 
 def verify(

@@ -69,23 +69,27 @@ def complain(program: str, message: str) -> None:
     print(f"{program}: {' '.join(message.split())}", file=sys.stderr, flush=True)
 
 
-def finish(result: Result, seconds: float | None) -> int:
-    """Print the table and write the run's files; 4 where an image could not be decided."""
+def finish(result: Result, seconds: float | None, formats: Sequence[str], *, strict: bool = False) -> int:
+    """Print the table and write the run's files; 4 where an image could not be decided, 1 where `strict` and a figure cannot be trusted."""
     from .registry import REPORTS
     from .store import explained
 
     with explained(result.folder):
-        path = result.write()
+        first, *others = result.write(formats)
     show(REPORTS.get("terminal")(result))
     for note in result.config["notes"]:
         print(f"note: {note}")
-    print(f"report: {path}" + (f"  ({seconds:.0f} s)" if seconds is not None else ""))
+    print(f"report: {first}" + "".join(f", {path.name}" for path in others) + (f"  ({seconds:.0f} s)" if seconds is not None else ""))
     undecided = {v.sample_id for v in result.verdicts if v.broken is None}
     if undecided:
         reasons = sorted({str(v.reason) for v in result.verdicts if v.broken is None})
         said = f"{len(undecided)} images are undecided ({'; '.join(reasons[:2])}); they count as not correct, samples.csv names them"
         complain("robust-eval", said)
         return 4
+    untrusted = [f"{name} is {trust.level}" for name, trust in result.headlines.items() if trust.level != "sound"]
+    if strict and untrusted:
+        complain("robust-eval", f"{', '.join(untrusted)}: the report says why, and --settle tries to settle it")
+        return 1
     return 0
 
 
@@ -95,6 +99,23 @@ def show(table: RenderableType) -> None:
     with console.capture() as text:  # rich would end the process by itself where the reader of our output has gone
         console.print(table)
     print(text.get(), end="")
+
+
+def formats_of(text: str) -> list[str]:
+    """The formats that were asked for, as `html,csv`.
+
+    Raises:
+        UnknownName: one that is not registered.
+        UsageError: none was asked for.
+    """
+    from .registry import FORMATS
+
+    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if not names:
+        raise UsageError("--format is empty: name one or more, such as html,csv (`robust-eval list formats`)")
+    for name in names:
+        FORMATS.get(name)
+    return names
 
 
 def whole(option: str, text: str) -> int:

@@ -42,7 +42,7 @@ def doubts(asked: Sequence[Job], target: Target | None, twin: str | None) -> lis
 
 def settling(result: Result, target: Target | None) -> list[Doubt]:
     """The attacks that would settle a run's findings, on what is left of the rows that these are about."""
-    taken = {c.name for c in result.conditions}
+    taken = {c.name for c in result.conditions if c.kind == "attack"}
     planned: list[Doubt] = []
     for finding in result.findings:
         for c in (c for c in result.conditions if c.name in finding.conditions and c.kind in ("attack", "worst")):

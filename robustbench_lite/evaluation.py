@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 
 from torch import nn
 
+from .attacking import Enough, Progress
 from .bpda import unheeded
 from .checks import frozen, moved
 from .classifier import Classifier, Preprocess
@@ -29,7 +30,7 @@ from .plan import Attack
 from .results import Condition, Goal, Result
 from .samples import Options
 from .sequences import read_rates
-from .session import Enough, Progress, Session
+from .session import Session
 from .shifts import described, remarks, sequences, shifts
 from .store import Store, explained
 from .transfer import sources

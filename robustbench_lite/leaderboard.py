@@ -12,6 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from .attacking import Progress
 from .bpda import unheeded
 from .cards import SEED, Card, Difference, Figure, cards
 from .console import default_folder
@@ -22,7 +23,6 @@ from .oracle import WhiteBox
 from .plan import parts
 from .registry import ATTACKS, DATA, Spec, number
 from .results import Verdict, eps_text
-from .session import Progress
 from .store import read_run
 from .workers import run_all
 

@@ -253,6 +253,7 @@ DATA = Registry(
     "robustbench_lite.data",
 )
 REPORTS = Registry("report", ("robustbench_lite.reports",), "robustbench_lite.reports")
+FORMATS = Registry("format", ("robustbench_lite.reports",), "robustbench_lite.formats")
 DIAGNOSTICS = Registry("diagnostic", ("robustbench_lite.doubts",), "robustbench_lite.diagnostics")
 
 
@@ -274,4 +275,5 @@ architecture = _decorator(ARCHITECTURES)
 model = _decorator(MODELS)
 data = _decorator(DATA)
 report = _decorator(REPORTS)
+file_format = _decorator(FORMATS)
 diagnostic = _decorator(DIAGNOSTICS)

@@ -44,7 +44,7 @@ class Condition:
     target: int | str | None = None
     source: str | None = None
     corruption: str | None = None
-    doors: Mapping[str, str] = field(default_factory=dict)
+    doors: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, slots=True)  # there are millions of them
@@ -297,6 +297,11 @@ class Result:
         return trusts(self)
 
     @property
+    def headlines(self) -> dict[str, Trust]:
+        """The trust in what a run claims: every row but those of single attacks, for which the worst case of their size stands."""
+        return {c.name: self.trust[c.name] for c in self.conditions if c.kind not in ("attack", "doubt") and c.name in self.trust}
+
+    @property
     def cascade(self) -> list[StageRow]:
         """What each attack of a cascade did, for the conditions that are several attacks in turn."""
         return [row for c in self.conditions if c.kind == "attack" for row in stage_rows(c, self.of(c.name))]
@@ -321,13 +326,18 @@ class Result:
         rates = self.config.get("sequence_rates")
         return sequence_figures(self.sequences, None if rates is None else Rates(**rates))
 
-    def write(self) -> Path:
-        """Write `table.csv`, `samples.csv` and `report.html` into the run's folder; the path of the last."""
-        from .registry import REPORTS
+    def write(self, formats: Sequence[str] = ("html", "csv")) -> list[Path]:
+        """Write the run into its folder in these formats (`robust-eval list formats`); the main file of each, in that order.
 
-        REPORTS.get("csv")(self)
-        path: Path = REPORTS.get("html")(self)
-        return path
+        Raises:
+            UnknownName: nothing is registered under the name of a format.
+            UsageError: the result has no folder, or a format needs a package that is not installed.
+            InvalidEvaluation: a file could not be written.
+        """
+        from .registry import FORMATS
+
+        writers = [FORMATS.get(name) for name in formats]
+        return [writer(self)[0] for writer in writers]
 
     def _repr_html_(self) -> str:
         from .registry import REPORTS

@@ -13,9 +13,9 @@ from typing import Protocol, cast
 
 import torch
 
+from .attacking import Progress
 from .engines.local import tune_process
 from .errors import InvalidEvaluation, RobustEvalError, UsageError
-from .session import Progress
 
 
 class Task(Protocol):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from robustbench_lite.attacking import Progress
 from robustbench_lite.errors import UsageError
-from robustbench_lite.session import Progress
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import robustbench_lite as rb
-from robustbench_lite.errors import ModelError, RunMismatch
+from robustbench_lite.errors import RunMismatch
 from robustbench_lite.labelled import LabelledImages, from_arrays
 from robustbench_lite.store import read_run
 
@@ -49,8 +49,10 @@ def test_a_targeted_row_is_never_above_the_clean_one() -> None:
 
 
 def test_a_rounding_model_is_not_called_robust() -> None:
-    with pytest.raises(ModelError, match="exactly zero"):
-        rb.evaluate(model(lambda x: torch.round(x * 16) / 16), "pgd", images(), eps=0.2)
+    result = rb.evaluate(model(lambda x: torch.round(x * 16) / 16), "pgd", images(), eps=0.2)
+    for row in ("pgd[linf,0.2]", "worst[linf,0.2]"):
+        assert result.trust[row].level == "doubtful"
+        assert any("zero" in reason for reason in result.trust[row].reasons)
 
 
 def test_a_model_with_random_answers_is_judged_by_votes_and_said_to_be() -> None:

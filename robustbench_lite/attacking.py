@@ -1,0 +1,231 @@
+"""The attacks of a session: one condition after the other, over the images that it has no verdict for yet."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+
+from .cascade import Course, Stage, through
+from .conditions import Job, aimed_class, clean_criterion, criterion
+from .engines import local
+from .judge import Judge
+from .plan import Attack, Finding, Plan, Subject
+from .results import Goal, Witness
+from .samples import Answer, Options, Said, Samples
+from .scheduler import run
+from .store import Store
+from .transfer import Source, Targets
+from .ways import Ways
+
+Progress = Callable[[str, int, int, int], None]
+"""Called with a condition, how many images are decided, how many there are, and how many of them are broken."""
+
+Enough = Callable[[str, Mapping[str, bool | None]], bool]
+"""Told a condition and which images are broken under it so far; whether the others need not be attacked any more."""
+
+FLAT = "every gradient was exactly zero"
+
+
+@dataclass
+class Batches:
+    """How many images go through the model at a time; memory that runs out makes them fewer, as `about` and `notes` then say."""
+
+    size: int
+    about: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def shrunk(self, size: int) -> None:
+        self.size = self.about["batch_size"] = size
+        self.notes.append(f"memory ran out: went on with batches of {size}")
+
+
+@dataclass
+class Attacking:
+    """Attacks images and writes down what came of it.
+
+    Args:
+        ways: how the model is searched; `sources`: what images are made on instead, by name.
+        judge: the last word on an image; `targets`: the models that are asked about transferred ones.
+        enough: ends conditions early.
+    """
+
+    samples: Samples
+    store: Store
+    options: Options
+    ways: Ways
+    sources: Mapping[str, Source]
+    judge: Judge
+    targets: Targets
+    batches: Batches
+    notes: list[str]
+    progress: Progress
+    enough: Enough
+
+    def attack(self, job: Job, answers: Mapping[str, Answer]) -> None:
+        """Attack the images that the job's condition has no verdict for yet."""
+        name, done = job.condition.name, self.store.decided(job.condition.name)
+        subjects, broken = self._subjects(job, [answers[key] for key in self.samples.order if key in answers and key not in done])
+        decided, total = len(self.store.decided(name)), len(self.store.decided(name)) + len(subjects)
+        self.progress(name, decided, total, broken)
+        started = time.monotonic()
+        fate = dict(self.store.fates(name))
+        for courses in self._courses(job, subjects) if not self.enough(name, fate) else ():
+            if courses:
+                findings = [course.finding for course in courses]
+                said = self.samples.said([f.id for f in findings], torch.stack([f.logits.to(self.options.device) for f in findings]))
+                for course, what in zip(courses, said, strict=True):
+                    self._record(job, course, answers[course.finding.id], what)
+                if job.condition.source is not None and job.condition.kind == "attack":
+                    self._transfer(job, findings, answers)
+                decided, broken = decided + len(findings), broken + sum(f.broken is not False for f in findings)
+                fate |= {f.id: f.broken for f in findings}
+            now = time.monotonic()
+            self.store.spend(name, now - started)
+            self.store.commit(now=now - started > 0.5)  # a slow step must not leave verdicts open while the next one runs
+            started = now
+            if courses:
+                self.progress(name, decided, total, broken)
+                if self.enough(name, fate):
+                    break
+        self.store.commit(now=True)
+        self._remark(job)
+
+    def _remark(self, job: Job) -> None:
+        """Note what a reader of the row must know to trust it."""
+        name, source, budget = job.condition.name, job.condition.source, self.options.query_budget
+        if flat := self.store.count(name, "broken = 0 AND reason = ?", FLAT):
+            advice = "try loss=margin or another surrogate" if source else "add `square`"
+            self.notes.append(f"{name}: {FLAT} for {flat} of the images that are not broken, which says nothing of them: {advice}")
+        if budget and (ended := self.store.count(name, "broken = 0 AND forwards + backwards >= ?", budget)):
+            self.notes.append(f"{name}: the query budget ended the search for {ended} of the images that are not broken")
+        outside = "sample_id NOT IN (SELECT sample_id FROM transferred t WHERE t.condition = verdicts.condition)"
+        if source and (unmade := self.store.count(name, outside)):
+            self.notes.append(
+                f"{name}: of {unmade} images nothing could be made, because of answers that are no numbers; the matrix is without them"
+            )
+
+    def _subjects(self, job: Job, answers: list[Answer]) -> tuple[list[Subject], int]:
+        """What is to be attacked, and how many images are broken so far; images that need no attack get their verdicts here.
+
+        A transfer attack is made of every image, also of those that the target gets wrong by itself: its success is counted over all.
+        """
+        name, left_out = job.condition.name, 0
+        subjects: list[Subject] = []
+        for answer in answers:
+            if answer.trouble:
+                self.store.add(self.samples.undecided(name, answer))
+        usable = [answer for answer in answers if not answer.trouble]
+        if not usable:
+            return subjects, self.store.not_correct(name)
+        logits = torch.cat([answer.logits for answer in usable if answer.logits is not None])
+        labels = self.samples.labels([answer.id for answer in usable])
+        rules = criterion(labels, job.target, logits)
+        met = (rules.margin(logits) > 0).tolist()
+        aimed = None if job.target is None else aimed_class(job.target, logits)
+        for row, answer in enumerate(usable):
+            if aimed is not None and bool(aimed[row] == labels[row]):
+                left_out += 1
+            elif (met[row] or answer.wrong) and job.condition.source is None:  # a targeted run too: wrong without an attack is not robust
+                target = None if aimed is None else int(aimed[row])
+                self.store.add(self.samples.verdict(name, answer, answer.said, broken=True, broken_by="clean", target=target))
+            else:
+                subjects.append(
+                    Subject(answer.id, partial(self.samples.load, answer.id), rules.take(slice(row, row + 1)), logits[row : row + 1])
+                )
+        if left_out:
+            self.notes.append(f"{name}: {left_out} images of the target's own class are left out")
+        return subjects, self.store.not_correct(name)
+
+    def _courses(self, job: Job, subjects: list[Subject]) -> Iterator[list[Course]]:
+        """What came of each subject in all stages: the attacks of a cascade, each perhaps after a first pass in reduced precision."""
+        options, source = self.options, self.sources.get(job.condition.source or "")
+        found = source.ways if source else self.ways
+        goal: Goal = "full" if source else job.condition.goal
+        # the model is asked about one image that is made on a source, not about one for every precision
+        searches = {part: found.of(attack, job.eot or options.eot)[-1 if source else 0 :] for part, attack in job.parts.items()}
+        plans = [
+            Plan(
+                attack,
+                job.threat.to(options.device),
+                f"{job.condition.name}/{part}" if part else job.condition.name,
+                search,
+                self.judge,
+                goal,
+                options.seed,
+                options.query_budget,
+                side_by_side=options.device.type != "cpu" and options.query_budget is None,
+                random=found.random,
+                transfer=source is not None,
+            )
+            for part, attack in job.parts.items()
+            for search in searches[part]
+        ]
+        names = [part for part in job.parts for _ in searches[part]]
+        known = self.store.survivors(job.condition.name) if goal == "first" else {}
+        keep = partial(self.store.survived, job.condition.name) if goal == "first" else lambda _: None
+        yield from through([Stage(name, plan) for name, plan in zip(names, plans, strict=True)], subjects, known, self._stage, keep)
+
+    def _stage(self, stage: Stage, subjects: Sequence[Subject]) -> Iterator[list[Finding]]:
+        attack = stage.plan.attack
+        size = self.batches.size if getattr(attack, "batched", True) else 1
+        if subjects:
+            with hooks_of(attack)(stage.plan.search.model, subjects[0].image()[None].to(self.options.device)):
+                yield from local.with_smaller_batches(partial(run, stage.plan), subjects, size, self.batches.shrunk)
+
+    def _transfer(self, job: Job, findings: list[Finding], answers: Mapping[str, Answer]) -> None:
+        """What every model says of the images, for the matrix of sources and targets."""
+        findings = [finding for finding in findings if finding.margin != -torch.inf]  # else none was made
+        ids = [finding.id for finding in findings]
+        if not ids:
+            return
+        logits = torch.cat([answer.logits for answer in (answers[key] for key in ids) if answer.logits is not None])
+        labels, source = self.samples.labels(ids), self.sources[str(job.condition.source)]
+        rule, clean_rule = criterion(labels, job.target, logits), clean_criterion(labels, logits.shape[1])
+        origin = torch.stack([self.samples.load(key) for key in ids]).to(self.options.device)
+        made = torch.stack([finding.image for finding in findings])
+        self.store.add_transferred(self.targets.say(job.condition.name, source, ids, origin, made, rule, clean_rule))
+
+    def _record(self, job: Job, course: Course, answer: Answer, said: Said) -> None:
+        assert answer.logits is not None
+        finding = course.finding
+        name, witness, target = job.condition.name, None, finding.target
+        if job.target is not None:
+            target = int(aimed_class(job.target, answer.logits)[0])
+        broken_by = f"{job.condition.attack}/{course.broke}" if course.broke else job.condition.attack
+        if job.condition.source is not None and answer.wrong:
+            self.store.add(self.samples.verdict(name, answer, answer.said, broken=True, broken_by="clean", target=target))
+            return
+        if finding.broken and finding.id in self.samples.kept:
+            witness = self.store.keep(name, finding.id, Witness(self.samples.load(finding.id), finding.image.cpu()))
+        self.store.add(
+            self.samples.verdict(
+                name,
+                answer,
+                said,
+                broken=finding.broken,
+                broken_by=broken_by if finding.broken else None,
+                target=target,
+                restart=finding.restart,
+                reason=finding.reason or (FLAT if finding.flat and not finding.broken else None),
+                distance=finding.distance,
+                steps=finding.steps,
+                forwards=finding.forwards,
+                backwards=finding.backwards,
+                precision="bf16" if finding.reduced else "fp32",
+                witness=witness,
+                stages=course.costs,
+                gradient=finding.gradient,
+            )
+        )
+
+
+def hooks_of(attack: Attack) -> Callable[..., AbstractContextManager[None]]:
+    """The context that an attack wants around its search."""
+    hooks: Callable[..., AbstractContextManager[None]] = getattr(attack, "hooks", lambda *_: nullcontext())
+    return hooks
