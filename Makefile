@@ -1,5 +1,6 @@
 # Everything here sets up its own .venv from python3.11+ and make alone.
 #   make demo   attack a real model on 20 real images, and write the report
+#   make demo-gate  what `robust-eval gate` says of models that pass, fail, or cannot be decided (three minutes)
 #   make test   the tests (under ten minutes on two cores);  make test-all adds the slow ones and those against other libraries
 #   make bench  measure speed and memory, into docs/benchmarks.md;  make lint  ruff and mypy
 #   make peers  compare strength with other libraries (hours; a run that was stopped goes on), the figures of docs/peers.md
@@ -15,10 +16,13 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS
 # idle OpenMP threads that spin made two threads up to fifty times slower on a shared machine
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test test-all bench peers zoo lint clean
+.PHONY: demo demo-gate test test-all bench peers zoo screenshots lint clean
 
 demo: .venv/demo
 	$(BIN)/robust-eval --model efficientnet_lite0 --attack fgsm --attack pgd
+
+demo-gate: .venv/demo
+	docs/examples/gate/demo.sh $(BIN)/robust-eval
 
 test: .venv/dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile
@@ -34,6 +38,9 @@ peers: .venv/peers
 
 zoo: .venv/demo
 	$(BIN)/python -m robustbench_lite.defenses.zoo.make $(if $(UPDATE),--update) $(if $(FULL),--full)
+
+screenshots: .venv/demo
+	$(BIN)/python docs/screenshots.py
 
 lint: .venv/dev
 	$(BIN)/ruff check .

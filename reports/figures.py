@@ -28,6 +28,7 @@ MARKERS = ("o", "s", "^", "D", "v")
 SEVERITY_COLOURS = ("#3b8ec2", "#2fa08f", "#8aa53a", "#d99a2b", "#d9622b")
 WIDTH = 5.6  # inches; 403 points, so that letters stay legible on a telephone
 MANY_PASSES = 200  # above, a linear axis would squash the cheap attacks
+RINGED = "ringed: refuted, at most this"
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,7 @@ def accuracy_curves(rows: Sequence[Row]) -> list[Chart]:
 
 
 def queries(result: Result) -> Chart | None:
-    """Passes that each attack spent: the spread over the images that it broke, the mean over the survivors; None without any."""
-    from matplotlib.ticker import MaxNLocator
-
+    """How many passes it took to break images: for each attack the share of those attacked that was broken so far; None without any."""
     spent: dict[str, list[Verdict]] = {c.name: [] for c in result.conditions if c.kind == "attack"}
     for v in result.verdicts:
         if v.condition in spent and v.broken_by != "clean" and v.forwards > 0:
@@ -57,27 +56,24 @@ def queries(result: Result) -> Chart | None:
     spent = {name: verdicts for name, verdicts in spent.items() if verdicts}
     if not spent:
         return None
-    with _drawing(WIDTH, 1.0 + 0.62 * len(spent)) as (figure, axes):
-        for place, (name, verdicts) in enumerate(spent.items()):
-            axes.text(0, place - 0.28, name, fontsize=9, transform=axes.get_yaxis_transform())
-            _spread(axes, [(v, v.forwards) for v in verdicts], place, COLOURS[0], "forward passes")
-            if any(v.backwards for v in verdicts):
-                _spread(axes, [(v, v.backwards) for v in verdicts], place + 0.25, COLOURS[1], "backward passes")
-        axes.set_ylim(len(spent) - 0.4, -0.65)
-        axes.set_yticks([])
-        axes.spines["left"].set_visible(False)
-        axes.set_xlabel("passes per image")
-        most = max(max(v.forwards, v.backwards) for verdicts in spent.values() for v in verdicts)
-        if most > MANY_PASSES:
-            axes.set_xscale("symlog", linthresh=1)
+    most = max(v.forwards + v.backwards for verdicts in spent.values() for v in verdicts)
+    first = 0 if most <= MANY_PASSES else 1  # a logarithm has no zero
+    with _drawing(WIDTH, 3.2 + 0.1 * len(spent)) as (figure, axes):
+        for number, (name, verdicts) in enumerate(spent.items()):
+            ends = sorted(v.forwards + v.backwards for v in verdicts if v.broken)
+            shares = [100 * count / len(verdicts) for count in range(len(ends) + 1)]
+            dash = "-" if number < len(COLOURS) else (0, (4, 2))
+            xs, ys = [first, *ends, most], [*shares, shares[-1]]
+            axes.step(xs, ys, where="post", color=COLOURS[number % len(COLOURS)], linewidth=1.6, linestyle=dash, label=name)
+        axes.set(ylim=(-4, 104), ylabel="broken of those attacked, %", xlabel="passes per image, forward and backward", xlim=(first, most))
+        if first:
+            axes.set_xscale("log")
             axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-        else:
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_xlim(0, most * (1.6 if most > MANY_PASSES else 1.06))
+        axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.6)
         _legend(figure, axes)
         svg = _svg(figure, "queries")
-    note = "Broken images: line from least to most, bar over the middle half, tick at the median. Survivors: hollow diamond at the mean."
-    return Chart("Passes per attacked image", note, svg)
+    note = "A line climbs where images break. One that still climbs at its end may be of an attack that was stopped too early."
+    return Chart("Passes until an image breaks", note, svg)
 
 
 def calibration_curves(pools: Mapping[str, Sequence[Verdict]]) -> Chart | None:
@@ -168,14 +164,18 @@ def _accuracy_curve(norm: str, series: dict[str, list[Row]], clean: list[Row], i
             aside = 0.035 * sizes[0] * (number - (len(series) - 1) / 2) if len(sizes) == 1 else 0.0
             xs = [*(0.0 for _ in clean), *((row.eps or 0.0) + aside for row in points)]
             style = _style(number, points)
-            axes.plot(xs, [100 * row.accuracy for row in (*clean, *points)], label=name, **style)
+            axes.plot(xs, [100 * row.at_most for row in (*clean, *points)], label=name, **style)
+            refuted = [(x, 100 * row.at_most) for x, row in zip(xs[len(clean) :], points, strict=True) if row.trust == "refuted"]
+            if refuted:
+                xs_refuted, ys_refuted = zip(*refuted, strict=True)
+                axes.scatter(xs_refuted, ys_refuted, s=120, facecolors="none", edgecolors=INK, linewidths=1.2, zorder=5, label=RINGED)
             if len(sizes) == 1:
                 _whiskers(axes, xs[len(clean) :], points, style["color"])
             else:
                 lows, highs = ([100 * getattr(row, bound) for row in (*clean, *points)] for bound in ("ci_low", "ci_high"))
                 axes.fill_between(xs, lows, highs, color=style["color"], alpha=0.15, linewidth=0)
         _whiskers(axes, [0.0] * len(clean), clean, INK)
-        axes.plot([0.0] * len(clean), [100 * row.accuracy for row in clean], color=INK, marker="o", linestyle="", markersize=5, zorder=4)
+        axes.plot([0.0] * len(clean), [100 * row.at_most for row in clean], color=INK, marker="o", linestyle="", markersize=5, zorder=4)
         axes.set(ylim=(-4, 104), ylabel="accuracy, %", xlim=(-0.05 * sizes[-1], 1.12 * sizes[-1]), xlabel=f"eps ({norm})")
         axes.set_xticks(_ticks(sizes), ["0", *(eps_text(size) for size in _ticks(sizes)[1:])])
         axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.6)
@@ -214,21 +214,6 @@ def _ticks(sizes: Sequence[float]) -> list[float]:
         if kept[0] - size > 0.12 * sizes[-1] and size > 0.08 * sizes[-1]:
             kept.insert(0, size)
     return [0.0, *kept]
-
-
-def _spread(axes: Axes, spent: Sequence[tuple[Verdict, int]], place: float, colour: str, label: str) -> None:
-    import numpy as np
-
-    broken = [passes for verdict, passes in spent if verdict.broken]
-    survivors = [passes for verdict, passes in spent if verdict.broken is False]
-    if broken:
-        least, first, middle, third, most = np.quantile(broken, [0, 0.25, 0.5, 0.75, 1])
-        axes.hlines(place, least, most, color=colour, linewidth=1.2)
-        axes.hlines(place, first, third, color=colour, linewidth=6, alpha=0.55)
-        axes.plot([middle], [place], marker="|", markersize=9, markeredgewidth=2, color=colour, linestyle="")
-    if survivors:
-        axes.plot([np.mean(survivors)], [place], marker="D", markersize=5, markerfacecolor="none", color=colour, linestyle="")
-    axes.plot([], [], color=colour, linewidth=4, label=label)  # an entry for the legend
 
 
 def _legend(figure: Figure, axes: Axes) -> None:

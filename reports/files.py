@@ -9,8 +9,8 @@ from robustbench_lite.errors import InvalidEvaluation, UsageError
 from robustbench_lite.results import Result
 
 
-def write(result: Result, name: str, text: str) -> Path:
-    """Put `text` into the file `name` of the run's folder, through a temporary file that replaces it.
+def write(result: Result, name: str, content: str | bytes) -> Path:
+    """Put `content` (text as UTF-8) into the file `name` of the run's folder, through a temporary file that replaces it.
 
     Raises:
         UsageError: the result was kept in memory and has no folder.
@@ -21,7 +21,7 @@ def write(result: Result, name: str, text: str) -> Path:
     path = result.folder / name
     unfinished = path.with_name(f".{name}.{os.getpid()}.part")
     try:
-        unfinished.write_text(text, encoding="utf-8", newline="\n")
+        unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
         os.replace(unfinished, path)
     except OSError as error:
         unfinished.unlink(missing_ok=True)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from robustbench_lite.results import Result
+from robustbench_lite.stats import wilson
+from robustbench_lite.trust import Level
 
 FEW_IMAGES = 100
 """Below so many images a report says in words how wide the interval is."""
@@ -14,7 +17,9 @@ FEW_IMAGES = 100
 class Row:
     """One row of `Result.table`; the numbers as they are there, the properties as a person reads them.
 
-    `first_pass_only` marks a row whose surviving images were searched in bf16 and never again in float32.
+    No report may show `accuracy` itself, which a refuted row has too high: `percent` qualifies it. `ci_low` and `ci_high` are of `at_most`,
+    which is the accuracy unless the row is refuted. `first_pass_only` marks a row whose surviving images were searched in bf16 and never
+    again in float32.
     """
 
     condition: str
@@ -33,15 +38,26 @@ class Row:
     mean_forwards: float
     mean_backwards: float
     seconds: float
+    trust: Level
+    at_most: float
+    reasons: tuple[str, ...]
     first_pass_only: bool
 
     @property
     def share(self) -> str:
-        return f"{self.correct}/{self.n}"
+        """Correct / n; in brackets where some of those correct are known to be broken."""
+        share = f"{self.correct}/{self.n}"
+        return f"({share})" if self.trust == "refuted" else share
+
+    @property
+    def left(self) -> int:
+        """Images that nothing is known to break."""
+        return round(self.at_most * self.n)
 
     @property
     def percent(self) -> str:
-        return f"{percent(self.accuracy)} %"
+        """`79.0 %` of a sound row, `79.0 % ?` of a doubtful one, `≤ 52.0 %` of a refuted one, whose own figure is not shown."""
+        return qualified(self.at_most, self.trust)
 
     @property
     def interval(self) -> str:
@@ -65,8 +81,30 @@ def rows(result: Result) -> list[Row]:
     # images that were wrong when clean may carry another precision, so the survivors decide as well
     first_pass_only |= {v.condition for v in result.verdicts if v.broken is False and v.precision == "bf16"}
     records = table.astype(object).where(table.notna(), None).to_dict("records")
-    stored = [field.name for field in fields(Row) if field.name != "first_pass_only"]
-    return [Row(**{name: r[name] for name in stored}, first_pass_only=r["condition"] in first_pass_only) for r in records]
+    computed = ("ci_low", "ci_high", "reasons", "first_pass_only")
+    stored = [field.name for field in fields(Row) if field.name not in computed]
+    found = []
+    for r in records:
+        name, (low, high) = r["condition"], wilson(round(r["at_most"] * r["n"]), r["n"])
+        known = {key: r[key] for key in stored}
+        found.append(Row(**known, ci_low=low, ci_high=high, reasons=result.trust[name].reasons, first_pass_only=name in first_pass_only))
+    return found
+
+
+def qualified(at_most: float, trust: Level) -> str:
+    """A share of 1 in %, with the sign of how far it can be believed."""
+    text = f"{percent(at_most)} %"
+    return {"sound": text, "doubtful": f"{text} ?", "refuted": f"≤ {text}"}[trust]
+
+
+def legend(shown: Sequence[Row]) -> list[str]:
+    """What the signs beside accuracies mean; a line for each that is there."""
+    levels = {row.trust for row in shown}
+    lines = {
+        "refuted": "≤ refuted: of the images in brackets, which the row counts as correct, some are known to be broken.",
+        "doubtful": "? doubtful: the accuracy may be lower; what was tried does not suffice to believe it.",
+    }
+    return [line for level, line in lines.items() if level in levels]
 
 
 def percent(share: float) -> str:

@@ -14,14 +14,15 @@ from robustbench_lite.corruption_metrics import Corruptions, Figure, corruptions
 from robustbench_lite.registry import report
 from robustbench_lite.results import Result
 
+from .believing import doubted
 from .corruption import HeatRow, heat, tabled
 from .shapes import shape_rows
-from .table import FEW_IMAGES, Row, amount, percent, rows
+from .table import FEW_IMAGES, Row, amount, legend, percent, rows
 
 
 @report("terminal")
 def terminal(result: Result) -> Group:
-    """The table of a run, and below it those of cascades, transfer, corruptions, sequences and shape bias.
+    """The table of a run, and below it those of trust, cascades, transfer, corruptions, sequences and shape bias.
 
     Only names may wrap; no number is ever cut. A condition's name holds its norm and its size. Cells are `Text`, since rich would read
     `[linf,4/255]` as markup.
@@ -47,6 +48,8 @@ def terminal(result: Result) -> Group:
     corrupted = corruptions(result)
     lines = heat(result, every, corrupted.rows) if len(shown) < len(every) else []
     below: list[Table | Text] = [
+        *_trust(shown, [row for row in every if row not in shown]),
+        *_doubts(result),
         *_cascades(result),
         *_transfers(result),
         *_heat(lines),
@@ -55,6 +58,39 @@ def terminal(result: Result) -> Group:
         *_shapes(result),
     ]
     return Group(table, *below)
+
+
+def _trust(shown: list[Row], others: list[Row]) -> Iterator[Table | Text]:
+    """How far the rows of the table can be believed, and why not further; of the `others` it says how many are not sound."""
+    # for a doubtful attack the worst case of its size is listed
+    lowered = [row for row in shown if row.trust == "refuted" or (row.trust == "doubtful" and row.kind != "attack")]
+    unseen = sum(row.trust != "sound" for row in others)
+    if not lowered and not unseen and any(row.kind == "attack" for row in shown):
+        yield Text("\ntrust: every row is sound", style="green")
+    if not lowered and not unseen:
+        return
+    table = Table(title=Text("trust"), caption_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for heading, widest in (("condition", 26), ("trust", 8), ("why", None)):
+        table.add_column(heading, overflow="fold", max_width=widest)
+    for row in lowered:
+        more = f" (and {len(row.reasons) - 1} more)" if len(row.reasons) > 1 else ""
+        level = Text(row.trust, style="bold red" if row.trust == "refuted" else "yellow")
+        table.add_row(Text(row.condition), level, Text(row.reasons[0] + more))
+    said = [f"{unseen} conditions of corruptions are not sound either."] if unseen else []
+    table.caption = "\n".join([*said, "The report has all the reasons, and what would settle them."])
+    yield table
+
+
+def _doubts(result: Result) -> Iterator[Table]:
+    """What was tried on the images that the attacks asked for had left."""
+    tried = doubted(result)
+    if not tried:
+        return
+    table = _below("tried in doubt", "attack", ["images\nleft", "broken", "forward\npasses", "backward\npasses"])
+    for row in tried:
+        passes = [Text(amount(value), style="dim") for value in (row.mean_forwards, row.mean_backwards)]
+        table.add_row(Text(row.condition), Text(str(row.met)), Text(str(row.broken), style="bold"), *passes)
+    yield table
 
 
 def _heat(lines: list[HeatRow]) -> Iterator[Table]:
@@ -163,7 +199,7 @@ def _cells(row: Row, undecided: bool) -> list[Text]:
     return [
         name,
         Text(row.share),
-        Text(row.percent, style="bold"),
+        Text(row.percent, style={"sound": "bold", "doubtful": "bold yellow", "refuted": "bold red"}[row.trust]),
         Text(row.interval),
         *([Text(str(row.undecided or ""), style="yellow")] if undecided else []),
         Text(amount(row.mean_forwards), style="dim"),
@@ -173,7 +209,7 @@ def _cells(row: Row, undecided: bool) -> list[Text]:
 
 
 def _caption(shown: list[Row]) -> Text:
-    lines = ["Passes are means per attacked image."]
+    lines = ["Passes are means per attacked image.", *legend(shown)]
     if any(row.undecided for row in shown):
         lines.append("Undecided images count as not correct.")
     if any(row.first_pass_only for row in shown):

@@ -148,7 +148,7 @@ class Attacking:
         found = source.ways if source else self.ways
         goal: Goal = "full" if source else job.condition.goal
         # the model is asked about one image that is made on a source, not about one for every precision
-        searches = {part: found.of(attack, job.eot or options.eot)[-1 if source else 0 :] for part, attack in job.parts.items()}
+        searches = {part: found.of(attack, job.condition.eot or options.eot)[-1 if source else 0 :] for part, attack in job.parts.items()}
         plans = [
             Plan(
                 attack,

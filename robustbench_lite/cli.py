@@ -113,7 +113,7 @@ def evaluate(
     seed: Annotated[int, opt(RUN, "Of every random draw.")] = 0,
     shuffle_seed: Annotated[int, opt(RUN, "Of the order in which images are taken; verdicts do not depend on it.")] = 0,
     witnesses: Annotated[str, opt(RUN, "Adversarial images to keep per condition: a number, all or none.")] = "1000",
-    format: Annotated[str, opt(RUN, "What is written into the folder: html, csv, json, md, junit, parquet; several with commas.")] = "html,csv",
+    format: Annotated[str, opt(RUN, "What is written there: html, csv, json, md, junit, parquet; several with commas.")] = "html,csv",
     out: Annotated[Path | None, opt(RUN, "Folder of the run. Default: one under robust-eval-runs that belongs to this command.")] = None,
     fresh: Annotated[bool, opt(RUN, "Start over instead of going on where an earlier run stopped.", negative="")] = False,
     debug: Annotated[bool, opt(RUN, "Show tracebacks.", negative="")] = False,

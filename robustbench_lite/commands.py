@@ -8,10 +8,14 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, Parameter
 from rich.console import Console
 
+from . import compare_commands
 from .console import bars, complain, finish, formats_of, show
 from .errors import WitnessRefuted
+from .gate import commands as gating
 
-Kind = Literal["attacks", "corruptions", "perturbations", "suites", "defenses", "architectures", "models", "data", "reports", "formats", "diagnostics"]
+Kind = Literal[
+    "attacks", "corruptions", "perturbations", "suites", "defenses", "architectures", "models", "data", "reports", "formats", "diagnostics"
+]
 Debug = Annotated[bool, Parameter(show=False, negative="")]
 
 
@@ -24,10 +28,12 @@ def add_to(app: App) -> None:
     app.command(list_names, name="list")
     for command in (describe, corrupt, leaderboard, report, verify):
         app.command(command)
+    compare_commands.add_to(app)
+    gating.add_to(app)
 
 
 def list_names(kind: Kind = "attacks", /, *, debug: Debug = False) -> int:
-    """List what can be named: attacks, corruptions, suites, perturbations, defenses, architectures, models, data, reports, formats, diagnostics."""
+    """List what can be named: attacks, corruptions, suites, perturbations, defenses, architectures, models, data, formats, ..."""
     from .catalogue import listing
 
     Console(soft_wrap=True).print(listing(kind), markup=False, highlight=False)

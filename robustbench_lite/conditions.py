@@ -24,18 +24,13 @@ Target = int | Literal["least-likely"]
 
 @dataclass(frozen=True)
 class Job:
-    """One condition, and how it is brought about: by the attacks `parts` in turn.
-
-    Args:
-        eot: answers of a randomised model that the attack averages; None: as the run does.
-    """
+    """One condition, and how it is brought about: by the attacks `parts` in turn."""
 
     condition: Condition
     attack: Any
     parts: Mapping[str, Attack]
     threat: Ball
     target: Target | None
-    eot: int | None = None
 
 
 def job(
@@ -63,8 +58,9 @@ def job(
         target=target,
         source=source or None,
         doors={part: door(each, bool(source)) for part, each in made.items()},
+        eot=eot,
     )
-    return Job(condition, attack, made, ball(norm, size), target, eot)
+    return Job(condition, attack, made, ball(norm, size), target)
 
 
 def door(attack: Attack, transfer: bool = False) -> str:

@@ -286,6 +286,7 @@ def evaluate(
             perturbed,
             wide,
             twin=twins[0] if twins else None,
+            doubt=doubt,
             doubts=doubted,
             settle=settle,
             training=training,

@@ -12,6 +12,7 @@ from typing import cast, get_args
 import torch
 
 from .archives import SUFFIXES, load_archive
+from .cards import Card
 from .checkpoints import load_into, read_state_dict
 from .classifier import Classifier, Interpolation, Preprocess
 from .defending import Defenses
@@ -64,6 +65,7 @@ def load_model(
     _normalise(classifier, mean, std)
     if defense is not None:
         classifier = Defenses.parse(defense).applied(classifier)
+        classifier.stated = None  # of the model without it
     classifier.preprocess = _prepare(classifier.preprocess, resize, size, interpolation)
     classifier.recipe = {
         "spec": _absolute(spec),
@@ -93,7 +95,7 @@ def names() -> dict[str, list[str]]:
 def _found(spec: str, weights: str | Path | None, num_classes: int | None, allow_pickle: bool) -> Classifier:
     name = Spec.parse(spec).name
     if name in MODELS.names() or name in MODELS.broken:
-        return _with_weights(MODELS.build(spec), weights, allow_pickle)
+        return _with_weights(_as_stated(MODELS.build(spec), name), weights, allow_pickle)
     if re.search(r"\.py:\w+$", spec):
         return _with_weights(build_model(spec, num_classes), weights, allow_pickle)
     if name == "timm":
@@ -124,10 +126,20 @@ def _unknown(spec: str) -> ModelError | UnknownName:
     return UnknownName("model", spec, [*MODELS.names(), *torchvision_names()], hint)
 
 
+def _as_stated(classifier: Classifier, name: str) -> Classifier:
+    """The registered model, with the clean accuracy that its card states."""
+    card: Card | None = getattr(MODELS.get(name), "card", None)
+    clean = None if card is None else card.figure("clean")
+    if card is not None and clean is not None:
+        classifier.stated = clean.accuracy, card.data
+    return classifier
+
+
 def _with_weights(classifier: Classifier, weights: str | Path | None, allow_pickle: bool) -> Classifier:
     if weights is not None:
         load_into(classifier.model, read_state_dict(weights, allow_pickle=allow_pickle), weights, classifier.name, classifier.classes)
         classifier.name = f"{classifier.name}[{Path(weights).name}]"
+        classifier.stated = classifier.learnt_from = None  # of the weights that were replaced
     return classifier
 
 

@@ -298,7 +298,12 @@ class WholeModel(WhiteBox):
         self._judge(x.detach()[None], detached[None], forwards=1)
         if logits.requires_grad:
             logits.register_hook(self._count_backward)  # type: ignore[no-untyped-call]  # torch's
+        if x.requires_grad:
+            x.register_hook(self._measure)  # type: ignore[no-untyped-call]  # torch's
         return logits
+
+    def _measure(self, gradient: Tensor) -> None:
+        self.ledger.slope = self.ledger.slope.maximum(gradient.detach().abs().amax().nan_to_num(0, 0))
 
     def _count_backward(self, _: Tensor) -> None:
         self.ledger.backwards = self.ledger.backwards + 1

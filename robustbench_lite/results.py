@@ -31,7 +31,8 @@ class Condition:
 
     `name` is unique in a run: `clean`, `pgd[linf,4/255]`, `worst[linf,4/255]`, `fog[3]`. `attack` is the spec that configured it, `source`
     the surrogate that a transfer attack was made on, `corruption` what a `severity` belongs to. `doors` says what each part of the attack
-    was let see, as part -> door. A `doubt` is an attack that was tried on the images which those that were asked for had left.
+    was let see, as part -> door. A `doubt` is an attack that was tried on the images which those that were asked for had left, `eot` how many
+    answers of a randomised model it averages, where that is not as the run does.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Condition:
     source: str | None = None
     corruption: str | None = None
     doors: Mapping[str, str] = field(default_factory=dict, hash=False)
+    eot: int | None = None
 
 
 @dataclass(frozen=True, slots=True)  # there are millions of them

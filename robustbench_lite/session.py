@@ -42,7 +42,7 @@ class Session:
     Args:
         wide: the images before they are cropped, for sequences whose frames move into the picture what lies beside it.
         twin: a model whose adversarial images are tried in doubt.
-        doubts: planned with what was asked for; `settle`: let findings plan more.
+        doubt: look at what is dear too, and try `doubts`; `settle`: let findings plan more of them.
         training: what the model learnt from, for diagnostics.
         enough: ends conditions early.
     """
@@ -58,6 +58,7 @@ class Session:
     perturbed: Sequence[Perturbed] = ()
     wide: LabelledImages | None = None
     twin: Classifier | None = None
+    doubt: bool = False
     doubts: Sequence[Doubt] = ()
     settle: bool = False
     training: LabelledImages | None = None
@@ -99,7 +100,7 @@ class Session:
             if self.images.has_clean:
                 self._doubt(self.doubts, answers)
                 if unseen:
-                    self.store.observe(observed(self._look(answers, random), doubt=bool(self.doubts)))
+                    self.store.observe(observed(self._look(answers, random), doubt=self.doubt))
                 if self.settle:
                     target = self.planned[0].target if self.planned else None
                     self._doubt(settling(self.store.result(), target), answers)

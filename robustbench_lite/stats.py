@@ -25,6 +25,26 @@ def wilson(successes: float, n: float, z: float = Z95) -> tuple[float, float]:
     return low, high
 
 
+def clopper_pearson(successes: float, n: float, alpha: float = 0.025) -> tuple[float, float]:
+    """The exact limits for a proportion (Clopper and Pearson, Biometrika 1934).
+
+    Each limit is wrong with a probability of at most `alpha`: alone, it is one-sided at that level; both are an interval of 1 - 2 alpha.
+
+    Args:
+        successes, n: need not be whole; an effective number of images (Korn and Graubard, Survey Methodology 1998) is not.
+
+    Raises:
+        ValueError: n is not positive, or successes lies outside 0..n.
+    """
+    from scipy.special import betaincinv
+
+    if n <= 0 or not 0 <= successes <= n:
+        raise ValueError(f"need 0 <= successes <= n and n > 0, got {successes} of {n}")
+    low = 0.0 if successes == 0 else float(betaincinv(successes, n - successes + 1, alpha))
+    high = 1.0 if successes == n else float(betaincinv(successes + 1, n - successes, 1 - alpha))
+    return low, high
+
+
 def paired_interval(both: int, only_first: int, only_second: int, neither: int) -> tuple[float, float]:
     """95 % interval for the difference of two paired proportions, first minus second (Newcombe, Stat. Med. 17:2635, 1998, method 10).
 

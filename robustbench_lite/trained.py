@@ -58,6 +58,13 @@ class Made:
     def preprocess(self) -> Preprocess:
         return Preprocess(size=(self.size, self.size), resize=self.resize, interpolation=self.interpolation, channels=self.channels)
 
+    @property
+    def learnt_from(self) -> str:
+        """Spec of the training images among `data`."""
+        if self.data.startswith("imagefolder:"):
+            return f"{self.data}/train"
+        return f"{self.data}{',' if ':' in self.data else ':'}split=train"
+
     def untrained(self) -> Classifier:
         """The classifier with freshly drawn weights, in eval mode; they are drawn from torch's global generator.
 
@@ -76,6 +83,7 @@ class Made:
             data=self.data,
         )
         classifier.trained_on = (*FRAMED.get(self.augment, ()), *defenses.trained_on)
+        classifier.learnt_from = self.learnt_from
         return classifier
 
     def written(self) -> dict[str, str]:

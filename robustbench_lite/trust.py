@@ -12,12 +12,13 @@ them, and random points. Other rows are sound unless a finding is about them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Set
 from dataclasses import dataclass
 from typing import Literal
 
 from .diagnostics import Evidence, Finding
-from .results import Condition, Result
+from .results import Condition, Result, Verdict
+from .telling import base, climbs
 
 Level = Literal["sound", "doubtful", "refuted"]
 SEARCH = 1000
@@ -53,39 +54,30 @@ def _trust(evidence: Evidence, condition: Condition) -> Trust:
     refuting = [f for f in about if f.weight == "refutes"]
     standing = evidence.standing(condition)
     left = standing - {key for finding in refuting for key in finding.samples}
-    missing = _missing(evidence, condition) if condition.kind in ("attack", "worst") and standing else ()
+    missing = _missing(evidence, condition, left) if condition.kind in ("attack", "worst") and left else ()
     level: Level = "refuted" if refuting else "doubtful" if about or missing else "sound"
     reasons = (*(finding.seen for finding in about), *missing)
     return Trust(level, reasons, tuple(about), missing, len(left) / len(verdicts))
 
 
-def _missing(evidence: Evidence, condition: Condition) -> tuple[str, ...]:
-    """What a sound row must have had: of its own parts, or of what else was tried in its ball."""
+def _missing(evidence: Evidence, condition: Condition, left: Set[str]) -> tuple[str, ...]:
+    """What a sound row must have had: of its own parts, or of what else was tried in its ball on every image that is left."""
     tried = evidence.tried(condition)
     own = [c for c in tried if c.kind == "attack"] if condition.kind == "worst" else [condition]
+    searched = {v.sample_id for c in tried for v in evidence.verdicts(c) if _queries(c, v) >= SEARCH}
+    sprinkled = {v.sample_id for c in tried if base(c) == "noise" for v in evidence.verdicts(c)}
     lacking = []
-    if not any(evidence.follows_gradients(c) for c in own):
-        lacking.append("no attack followed the model's gradients: add pgd or autoattack")
-    searched = max((_queries(evidence, c) for c in tried), default=0)
-    if searched < SEARCH:
+    if not any(climbs(evidence, c) for c in own):
+        lacking.append("no attack followed the model's gradients over several steps: add pgd or autoattack")
+    if not left <= searched:
         lacking.append(f"no attack without gradients was tried ({SEARCH:,} queries an image or more): add square, or --doubt")
-    if searched < SEARCH and not any(str(c.attack).partition(":")[0] == "noise" for c in tried):
+    if not left <= searched | sprinkled:
         lacking.append("random points were not tried: add noise, or --doubt")
     return tuple(lacking)
 
 
-def _queries(evidence: Evidence, condition: Condition) -> int:
-    """Queries that the black box among an attack's parts spent on the image that took most."""
-    blind = [part for part, door in condition.doors.items() if door == "scores"]
-    if not blind:
-        return 0
-    spent: Sequence[int] = [0]
-    if len(condition.doors) > 1:
-        spent = [sum(_forwards(v.stages, part) for part in blind) for v in evidence.verdicts(condition)]
-    else:
-        spent = [v.forwards for v in evidence.verdicts(condition)]
-    return max(spent, default=0)
-
-
-def _forwards(stages: Mapping[str, Sequence[int]], part: str) -> int:
-    return stages[part][0] if part in stages else 0
+def _queries(condition: Condition, verdict: Verdict) -> int:
+    """What the black boxes among an attack's parts asked about an image."""
+    if len(condition.doors) < 2:
+        return verdict.forwards if "scores" in condition.doors.values() else 0
+    return sum(cost[0] for part, cost in verdict.stages.items() if condition.doors.get(part) == "scores")

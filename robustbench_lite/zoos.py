@@ -89,7 +89,10 @@ def torchvision_model(name: str, weights: str | Path | None, num_classes: int | 
         size=(asked.crop_size[0], asked.crop_size[0]), resize=asked.resize_size[0], interpolation=asked.interpolation.value
     )
     described = f"{name}[{official.name if weights is None else Path(weights).name}]"
-    return Classifier(model, mean=asked.mean, std=asked.std, preprocess=preprocess, classes=classes, name=described)
+    classifier = Classifier(model, mean=asked.mean, std=asked.std, preprocess=preprocess, classes=classes, name=described)
+    if weights is None:
+        classifier.stated = official.meta["_metrics"]["ImageNet-1K"]["acc@1"] / 100, "imagenet"
+    return classifier
 
 
 def _structure(name: str, official: Any) -> dict[str, Any]:

@@ -1,0 +1,71 @@
+"""`report.md`: the summary, the table and what speaks against it, for a pull request or a page of a wiki."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from robustbench_lite.registry import file_format, report
+from robustbench_lite.results import Result
+
+from .believing import WEIGHTS, command_of, doubted, finding_rows, lacking, summary
+from .corruption import tabled
+from .escaping import markdown as escaped
+from .files import write
+from .table import legend, rows
+
+
+@file_format("markdown", "md")
+@report("markdown", "md")
+def markdown(result: Result) -> list[Path]:
+    """Write `report.md` into the run's folder.
+
+    Raises:
+        UsageError: the result has no folder.
+        InvalidEvaluation: the file could not be written.
+    """
+    return [write(result, "report.md", "\n".join(_lines(result)) + "\n")]
+
+
+def _lines(result: Result) -> Iterator[str]:
+    model, data = result.config["model"]["name"], result.config["data"]["name"]
+    every = rows(result)
+    shown = tabled(every) or every
+    yield f"# {escaped(model)} on {escaped(data)}"
+    yield ""
+    yield escaped(summary(model, every))
+    yield ""
+    cells = [[row.condition, row.share, row.percent, f"{row.interval} %", row.trust, "".join(row.reasons[:1])] for row in shown]
+    yield from _table(["condition", "correct", "accuracy", "95 % interval", "trust", "why"], cells)
+    yield ""
+    yield from (f"- {escaped(line)}" for line in [*legend(shown), *(result.config.get("notes") or [])])
+    if len(shown) < len(every):
+        yield f"- {len(every) - len(shown)} conditions of corruptions are in `table.csv`."
+    yield from _trust(result)
+    if command := command_of(result):
+        fence = "`" * max(3, *(len(run) + 1 for run in re.findall("`+", command)), 0)
+        yield from ("", "To get the numbers again:", "", fence, command, fence)
+
+
+def _trust(result: Result) -> Iterator[str]:
+    """The findings, what was tried in doubt, and what was not tried."""
+    found, tried, missing = finding_rows(result), doubted(result), lacking(result)
+    if found or tried or missing:
+        yield from ("", "## Can these numbers be believed?", "")
+    for finding in found:
+        about = f" ({escaped(', '.join(finding.conditions))})" if finding.conditions else ""
+        settle = f" To settle it: {escaped(', '.join(finding.settle))}." if finding.settle else ""
+        said = escaped(f"{finding.seen}; {finding.means}.")
+        yield f"- **{WEIGHTS[finding.weight]}**, {escaped(finding.check)}{about}: {said}{settle}"
+    for row in tried:
+        yield f"- **tried in doubt**, {escaped(row.condition)}: broke {row.broken} of the {row.met} images that were left"
+    for what, conditions in missing.items():
+        yield f"- **missing** under {escaped(', '.join(conditions))}: {escaped(what)}"
+
+
+def _table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> Iterator[str]:
+    yield f"| {' | '.join(headings)} |"
+    yield f"|{'---|' * len(headings)}"
+    for line in lines:
+        yield f"| {' | '.join(escaped(cell) for cell in line)} |"

@@ -1,0 +1,78 @@
+"""Images still fell in the second half of a search: more steps would break more."""
+
+from collections.abc import Iterator, Set
+from dataclasses import dataclass, fields, replace
+
+from robustbench_lite.diagnostics import Counter, Evidence, Finding
+from robustbench_lite.errors import RobustEvalError
+from robustbench_lite.registry import ATTACKS, diagnostic
+from robustbench_lite.results import Condition, Verdict
+from robustbench_lite.settlement import carried_out
+from robustbench_lite.telling import climbers, tells
+
+LONGER = 5
+"""How many times as long the search is that would settle it."""
+
+
+@diagnostic("converged")
+@dataclass(frozen=True)
+class Converged:
+    """Of the images that stood at half of a gradient search, how many its second half broke.
+
+    More than 2 % (and two or more) means that it was broken off while it still found something. In a cascade, all its attacks on
+    gradients together are the search. Under the goals `closest` and `full` no image leaves early, so that nothing is known of when it fell.
+    A search five times as long settles it: if that breaks no more than luck would, there is no finding.
+    """
+
+    def findings(self, evidence: Evidence) -> Iterator[Finding]:
+        for norm, eps in evidence.balls:
+            climbing = climbers(evidence, norm, eps)
+            unended = {row.name: halves for row in climbing if tells(*map(len, halves := _halves(evidence, row)))}
+            # one search that came to its end is enough for the worst case
+            worst = evidence.worst(norm, eps) if len(unended) == len(climbing) else None
+            for row in (c for c in climbing if c.name in unended):
+                late, reached = unended[row.name]
+                yield Finding(
+                    "converged",
+                    "doubts",
+                    (row.name, *([worst.name] if worst and evidence.standing(worst) else [])),
+                    f"the second half of {row.name}'s search broke {len(late)} of the {len(reached)} images that stood at its middle",
+                    "the search ended while it was still finding something: more steps would break more",
+                    (Counter(_longer(row)),),
+                    {"late": len(late), "reached": len(reached)},
+                    tuple(sorted(late)),
+                )
+
+
+def _halves(evidence: Evidence, row: Condition) -> tuple[Set[str], Set[str]]:
+    """The images that fell in the second half of a search, and those that reached it; none where this is not known or is settled."""
+    if not evidence.standing(row) or row.goal != "first" or _settled(evidence, row):
+        return set(), set()
+    spent = {v.sample_id: _passes(row, v) for v in evidence.verdicts(row)}
+    fell = {key for key, v in evidence.broken(row).items() if not evidence.blind(row, v)}
+    late = {key for key in fell if spent[key] > max(spent.values()) / 2}
+    return late, spent.keys() - fell | late
+
+
+def _passes(row: Condition, verdict: Verdict) -> int:
+    """Forwards and backwards of the parts that follow gradients."""
+    if len(row.doors) < 2:
+        return verdict.forwards + verdict.backwards
+    return sum(sum(cost) for part, cost in verdict.stages.items() if row.doors.get(part) == "white box")
+
+
+def _longer(row: Condition) -> str:
+    """The attack with more steps; for one that has no steps of its own to set, a long one of another kind."""
+    try:
+        attack = ATTACKS.build(str(row.attack))
+    except RobustEvalError:  # of a package that is not installed where the run is read
+        return "apgd:steps=500"
+    if any(field.name == "steps" for field in fields(attack)):
+        return ATTACKS.spec_of(replace(attack, steps=LONGER * attack.steps))
+    return "apgd:steps=500"
+
+
+def _settled(evidence: Evidence, row: Condition) -> bool:
+    """Whether the longer search met every image that is left, and broke no more of what it met than luck would."""
+    longer = carried_out(evidence, row, Counter(_longer(row)))
+    return any(not tells(len(evidence.broken(c)), len(evidence.verdicts(c))) for c in longer)

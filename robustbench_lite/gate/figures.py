@@ -1,0 +1,126 @@
+"""Figures that are no accuracies, with one-sided limits: errors over corruptions, and how well confidences fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..calibration import aurra, ece, rms_calibration_error
+from ..corruption_metrics import corruptions
+from ..errors import UsageError, did_you_mean
+from ..results import Result, Verdict
+from .rules import Bound
+
+RESAMPLES = 1000
+LEVEL = 0.025
+"""Of each limit of a figure over corruptions: they are the ends of a 95 % interval."""
+CALIBRATION: dict[str, Callable[[NDArray[Any], NDArray[Any]], float]] = {"rms": rms_calibration_error, "ece": ece, "aurra": aurra}
+
+
+@dataclass(frozen=True)
+class Limited:
+    """A figure and its limits.
+
+    Args:
+        about: conditions that it is made of.
+        meaning: what exactly it is.
+        n: images that it is over; `undecided` ones are in no calibration figure, and wrong in all others.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+    undecided: int
+    about: Sequence[str]
+    meaning: str
+
+
+def limited(rule: Bound, result: Result, alpha: float) -> Limited:
+    """The figure that a rule is about, as a share.
+
+    Raises:
+        UsageError: the run does not have it, or it has no limits.
+    """
+    return _calibration(rule, result, alpha) if rule.row == "calibration" else _corruptions(rule, result, alpha)
+
+
+def _corruptions(rule: Bound, result: Result, alpha: float) -> Limited:
+    """Limits are those of `corruption_metrics`, each at LEVEL, which is stricter than the usual alpha."""
+    found = {_word(figure.name): figure for figure in corruptions(result).figures}
+    rows = [c for c in result.conditions if c.kind == "corruption"]
+    if not rows:
+        raise UsageError(f"{rule.text}: the gate evaluates no corruption: add some, such as corruptions = ['fog']")
+    if rule.metric not in found:
+        reason = corruptions(result).reason or ""
+        raise UsageError(
+            f"{rule.text}: these corruptions have no figure {rule.metric!r}{did_you_mean(rule.metric, found)} {reason}".strip()
+        )
+    figure = found[rule.metric]
+    if figure.estimate.low is None or figure.estimate.high is None:
+        raise UsageError(f"{rule.text}: {figure.name} has no interval, so that nothing can be decided by it: use corruptions.mean_error")
+    if alpha < LEVEL:
+        raise UsageError(f"{rule.text}: limits over corruptions are at the level {LEVEL:g}, and alpha = {alpha:g} is below it")
+    verdicts = [v for c in rows for v in result.of(c.name)]
+    estimate = figure.estimate
+    return Limited(
+        estimate.value / 100,
+        figure.estimate.low / 100,
+        figure.estimate.high / 100,
+        min(len(result.of(c.name)) for c in rows),
+        sum(v.broken is None for v in verdicts),
+        [c.name for c in rows],
+        f"{figure.name}, {figure.meaning}",
+    )
+
+
+def _word(name: str) -> str:
+    """`mean error` as it is written in a rule: `mean_error`; the star that marks a caveat is in the figure's meaning."""
+    return name.lower().replace(" ", "_").replace("-", "_").removesuffix("*")
+
+
+def _calibration(rule: Bound, result: Result, alpha: float) -> Limited:
+    """Limits by a bootstrap over images, seeded: the wider of the percentile's and its reflection at the estimate, each at level alpha.
+
+    Calibration errors come out larger in a resample than in the sample, as they do in a sample than in truth. The wider of the two limits
+    is right whichever way that goes.
+    """
+    verdicts = result.of("clean")
+    likely = [v for v in verdicts if v.broken is not None and v.nll is not None and v.brier is not None]
+    if not likely:
+        raise UsageError(f"{rule.text}: calibration is of clean images whose label is one class, and this run has none")
+    figure = _of_images(rule.metric, likely)
+    draw = np.random.Generator(np.random.Philox(0))
+    members = _members(likely)
+    resampled = np.sort(
+        [figure(np.concatenate([members[g] for g in draw.integers(len(members), size=len(members))])) for _ in range(RESAMPLES)]
+    )
+    value = figure(np.arange(len(likely)))
+    below, above = (float(np.quantile(resampled, share)) for share in (alpha, 1 - alpha))
+    low, high = min(below, 2 * value - above), max(above, 2 * value - below)
+    return Limited(
+        value, max(low, 0.0), high, len(likely), len(verdicts) - len(likely), ["clean"], f"calibration {rule.metric} of clean images"
+    )
+
+
+def _members(verdicts: Sequence[Verdict]) -> list[NDArray[np.intp]]:
+    """Places of the images of each group, which are drawn together; an image without one is its own."""
+    if all(v.group is None for v in verdicts):
+        return list(np.arange(len(verdicts))[:, None])
+    places: dict[str, list[int]] = {}
+    for place, v in enumerate(verdicts):
+        places.setdefault(v.group or f"\0{v.sample_id}", []).append(place)
+    return [np.asarray(group) for group in places.values()]
+
+
+def _of_images(metric: str, verdicts: Sequence[Verdict]) -> Callable[[NDArray[np.intp]], float]:
+    """The figure of the images at given places."""
+    if metric in ("nll", "brier"):
+        scores = np.array([getattr(v, metric) for v in verdicts], float)
+        return lambda places: float(scores[places].mean())
+    confidence, correct = np.array([v.confidence for v in verdicts]), np.array([not v.broken for v in verdicts])
+    return lambda places: CALIBRATION[metric](confidence[places], correct[places])

@@ -1,0 +1,222 @@
+"""Checks that compare figures: each finds what it is for, and nothing where that is not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from handmade_runs import IMAGES, attack, doubt, first, left, made, row, simple, staged, verdict
+
+from robustbench_lite.diagnostics import DIAGNOSTICS, Counter, Evidence, Finding, counters
+from robustbench_lite.results import Condition, Verdict
+
+
+def found(check: str, *rows: tuple[Condition, list[Verdict]], **more: Any) -> list[Finding]:
+    return list(DIAGNOSTICS.build(check).findings(Evidence(made(*rows, **more))))
+
+
+# --- one step, black boxes, random points ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("spec", "check"), [("fgsm", "one-step"), ("square:queries=1000", "black-box"), ("noise", "noise")])
+def test_what_breaks_images_that_gradients_left_says_that_they_mislead(spec: str, check: str) -> None:
+    pgd = simple("pgd", first(40))
+    (finding,) = found(check, pgd, doubt(spec, first(3, 40), left(first(40))))
+    assert finding.weight == "doubts"
+    assert finding.conditions == ("pgd[linf,0.1]", "worst[linf,0.1]")
+    assert (finding.figures["broken"], finding.figures["left"]) == (3, 60)
+    assert set(finding.samples) == first(3, 40)
+    assert "3 of the 60" in finding.seen
+
+
+@pytest.mark.parametrize(("spec", "check"), [("fgsm", "one-step"), ("square:queries=1000", "black-box"), ("noise", "noise")])
+def test_one_image_may_be_luck_and_so_may_two_in_a_hundred(spec: str, check: str) -> None:
+    assert not found(check, simple("pgd", first(40)), doubt(spec, first(1, 40), left(first(40))))
+    assert not found(check, simple("pgd", set()), doubt(spec, first(2), IMAGES))
+    assert found(check, simple("pgd", set()), doubt(spec, first(3), IMAGES))
+
+
+@pytest.mark.parametrize(("spec", "check"), [("fgsm", "one-step"), ("square", "black-box"), ("noise", "noise")])
+def test_what_gradients_broke_as_well_says_nothing_against_them(spec: str, check: str) -> None:
+    assert not found(check, simple("pgd", first(40)), simple(spec, first(20)))
+
+
+@pytest.mark.parametrize(("spec", "check"), [("square", "black-box"), ("noise", "noise")])
+def test_one_step_is_not_held_against_gradients(spec: str, check: str) -> None:
+    assert not found(check, simple("fgsm", first(40)), simple(spec, first(20, 40)), simple("square", first(80)))
+
+
+def test_an_attack_of_another_kind_that_finds_them_clears_the_gradients() -> None:
+    square = simple("square", first(20, 40))
+    assert found("black-box", simple("pgd", first(40)), square)
+    assert not found("black-box", simple("pgd", first(40)), simple("apgd", first(60)), square)
+
+
+def test_a_row_that_leaves_nothing_is_not_doubted() -> None:
+    (finding,) = found("black-box", simple("pgd", first(40)), simple("square", set(IMAGES)))
+    assert finding.conditions == ("pgd[linf,0.1]",)
+
+
+def test_in_a_cascade_the_stage_tells() -> None:
+    (finding,) = found("black-box", staged({"apgd-ce": first(40), "square": first(10, 40)}))
+    assert (finding.figures["broken"], finding.figures["left"]) == (10, 60)
+    assert "autoattack/square 10" in finding.seen
+    assert not found("black-box", staged({"apgd-ce": first(40), "fab-t": first(10, 40)}))
+
+
+def test_an_attack_that_breaks_no_more_than_random_points_does_not_work() -> None:
+    (finding,) = found("noise", simple("square", first(5)), simple("noise", first(5, 20)))
+    assert finding.conditions == ("square[linf,0.1]",)
+    assert not found("noise", simple("square", first(6)), simple("noise", first(5, 20)))
+    assert not found("noise", simple("square", set()), simple("noise", set()))
+
+
+# --- a radius at which everything can be grey -------------------------------------------------------------------------------
+
+
+def test_accuracy_where_all_images_can_be_grey_is_masked() -> None:
+    (finding,) = found("large-eps", simple("pgd", first(40)), doubt("pgd", first(30, 40), left(first(40)), eps=0.5))
+    assert finding.conditions == ("pgd[linf,0.1]", "worst[linf,0.1]")
+    assert (finding.figures["standing"], finding.figures["images"]) == (30, 100)
+    assert not found("large-eps", simple("pgd", first(40)), doubt("pgd", first(58, 40), left(first(40)), eps=0.5))
+
+
+def test_a_target_need_not_be_grey() -> None:
+    aimed = attack("pgd", 0.5, target=3)
+    assert not found("large-eps", (aimed, row(aimed, set())))
+    wide = attack("pgd", 0.5)
+    assert found("large-eps", (wide, row(wide, set())))
+
+
+# --- more room, more effort, more steps -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("more", [("pgd", 0.2, 40), ("pgd:steps=100", 0.1, 100), ("pgd:restarts=5", 0.1, 200)])
+def test_more_that_breaks_less_is_found(more: tuple[str, float, int]) -> None:
+    spec, eps, steps = more
+    less = simple("pgd", first(40))
+    (finding,) = found("rising", less, simple(spec, first(20), eps, steps=steps))
+    assert finding.conditions == (f"{spec}[linf,{eps:g}]",)
+    assert (finding.figures["broken"], finding.figures["standing"]) == (20, 80)
+    assert not found("rising", less, simple(spec, first(50), eps, steps=steps))
+
+
+def test_another_attack_need_not_break_more() -> None:
+    assert not found("rising", simple("pgd", first(40)), simple("pgd:loss=margin", first(20), 0.2), simple("apgd", first(10), 0.2))
+
+
+def late(broken: set[str], fell_at: int, spec: str = "pgd", **more: Any) -> tuple[Condition, list[Verdict]]:
+    condition = attack(spec, **more)
+    spent = {True: {"steps": fell_at, "forwards": fell_at + 1, "backwards": fell_at}, False: {}}
+    return condition, [verdict(condition, key, key in broken, **spent[key in broken]) for key in IMAGES]
+
+
+def test_a_search_that_still_finds_something_at_its_end_has_not_converged() -> None:
+    (finding,) = found("converged", late(first(10), fell_at=30))
+    assert finding.conditions == ("pgd[linf,0.1]", "worst[linf,0.1]")
+    assert finding.settle == (Counter("pgd:steps=200"),)
+    assert (finding.figures["late"], finding.figures["reached"]) == (10, 100)
+    assert not found("converged", late(first(10), fell_at=15))
+    assert not found("converged", late(first(2), fell_at=30))
+
+
+def test_a_longer_search_that_finds_nothing_settles_it() -> None:
+    short, others = late(first(10), fell_at=30), left(first(10))
+    assert not found("converged", short, doubt("pgd:steps=200", first(1, 10), others))
+    assert found("converged", short, doubt("pgd:steps=200", first(9, 10), others))
+    assert found("converged", short, doubt("pgd:steps=200", set(), others[:50])), "half of the images were not met"
+
+
+def test_one_search_that_ended_is_enough_for_the_worst_case() -> None:
+    (finding,) = found("converged", late(first(10), fell_at=30), late(first(10), fell_at=5, spec="apgd"))
+    assert finding.conditions == ("pgd[linf,0.1]",)
+    both = found("converged", late(first(10), fell_at=30), late(first(10), fell_at=80, spec="apgd"))
+    assert [f.conditions for f in both] == [("pgd[linf,0.1]", "worst[linf,0.1]"), ("apgd[linf,0.1]", "worst[linf,0.1]")]
+
+
+def test_of_a_cascade_the_attacks_on_gradients_are_one_search() -> None:
+    (finding,) = found("converged", staged({"apgd-ce": first(40), "fab-t": first(10, 40)}))
+    assert finding.figures == {"late": 10, "reached": 60}
+    assert not found("converged", staged({"apgd-ce": first(40), "square": first(10, 40)}))
+
+
+def test_where_images_do_not_leave_nobody_knows_when_they_fell() -> None:
+    assert not found("converged", late(first(10), fell_at=40, goal="closest"))
+
+
+# --- tangent planes, stand-ins ----------------------------------------------------------------------------------------------
+
+
+def test_planes_that_lead_nowhere_while_others_win_are_found() -> None:
+    (finding,) = found("local-linear", simple("pgd", first(60)), simple("fab", first(5)))
+    assert (finding.figures["broken"], finding.figures["others"]) == (5, 60)
+    assert not found("local-linear", simple("pgd", first(60)), simple("fab", first(30))), "weaker, and no sign of anything"
+    assert not found("local-linear", simple("pgd", set()), simple("fab", set()))
+
+
+def test_in_a_cascade_fab_is_held_to_what_came_after_it() -> None:
+    (finding,) = found("local-linear", staged({"apgd-ce": first(40), "square": first(10, 40)}))
+    assert finding.figures == {"met": 60, "broken": 0, "others": 10}
+    assert not found("local-linear", staged({"apgd-ce": first(90), "fab-t": set()}))
+
+
+def test_layers_that_offer_stand_ins_want_an_attack_that_takes_them() -> None:
+    observed = {"observed": {"stand-ins": {"layers": ["WinnersTakeAll"]}}}
+    (finding,) = found("stand-ins", simple("pgd", first(40)), config=observed)
+    assert finding.settle == (Counter("bpda"),)
+    adaptive = attack("pgd:steps=100", kind="doubt", doors={"": "stand-ins"})
+    assert not found("stand-ins", simple("pgd", first(40)), (adaptive, row(adaptive, set(), left(first(40)))), config=observed)
+    assert not found("stand-ins", simple("pgd", first(40)))
+
+
+# --- too few, not all -------------------------------------------------------------------------------------------------------
+
+
+def test_few_images_carry_no_claim() -> None:
+    condition = attack("pgd")
+    (finding,) = found("few-images", (condition, row(condition, first(20), IMAGES[:40])))
+    assert finding.conditions == ("pgd[linf,0.1]", "worst[linf,0.1]")
+    assert finding.seen == "with 40 images, the 95 % interval is up to 30 points wide"
+    assert not found("few-images", (condition, row(condition, first(20), IMAGES[:20]))), "none of 20 stand: 0 % to 16 %"
+    assert not found("few-images", (condition, row(condition, first(50))))
+
+
+def test_a_row_without_some_images_is_unfinished() -> None:
+    condition = attack("pgd")
+    part, worst = found("unfinished", (condition, row(condition, set(), IMAGES[:90])))
+    assert (part.conditions, worst.conditions) == (("pgd[linf,0.1]",), ("worst[linf,0.1]",))
+    assert part.figures == {"lacking": 10}
+    assert not found("unfinished", (condition, row(condition, set())))
+
+
+def test_images_of_the_target_are_not_missing() -> None:
+    aimed = attack("pgd", target=1)
+    assert not found("unfinished", (aimed, row(aimed, set(), IMAGES[:60])))
+    other = attack("pgd", target=2)
+    assert found("unfinished", (other, row(other, set(), IMAGES[:60])))
+
+
+def test_a_budget_that_ends_a_search_is_told() -> None:
+    (finding,) = found("unfinished", simple("pgd", first(40)), config={"query_budget": 81})
+    assert finding.figures == {"ended": 60}
+    assert not found("unfinished", simple("pgd", first(40)), config={"query_budget": 82})
+
+
+# --- what is tried in doubt -------------------------------------------------------------------------------------------------
+
+
+def test_doubts_try_what_was_not_asked_for() -> None:
+    tried = {counter.words for counter in counters([attack("pgd")])}
+    assert {"fgsm", "noise", "square:queries=1000", "pgd --eps 0.5"} <= tried
+    asked = {counter.words for counter in counters([attack("autoattack"), attack("fgsm"), attack("noise")])}
+    assert not {"fgsm", "noise", "square:queries=1000"} & asked
+
+
+@pytest.mark.parametrize("more", [{"norm": "l2"}, {"target": 3}, {"doors": {"": "scores"}}])
+def test_no_grey_is_tried_where_it_says_nothing(more: dict[str, Any]) -> None:
+    assert Counter("pgd", eps=0.5) not in counters([attack("pgd", **more)])
+
+
+def test_a_run_without_attacks_has_no_doubts() -> None:
+    result = made()
+    assert [f for name in DIAGNOSTICS.names() for f in DIAGNOSTICS.build(name).findings(Evidence(result)) if f.weight != "notes"] == []
