@@ -167,6 +167,12 @@ class Evidence:
         """Ids of the images that a condition counts as right."""
         return {v.sample_id for v in self.result.of(condition.name) if v.broken is False}
 
+    def missed(self, norm: str, eps: float) -> Set[str]:
+        """Ids of the images of a ball that every attack asked for left, and that have a witness all the same."""
+        worst = self.worst(norm, eps)
+        left = [self.standing(c) for c in self.balls.get((norm, eps), ())]
+        return set(self.broken(worst)).intersection(*left) if worst and left else set()
+
     def broken(self, condition: Condition) -> Mapping[str, Verdict]:
         """The images that were right when clean and that a condition broke."""
         return {v.sample_id: v for v in self.verdicts(condition) if v.broken}

@@ -31,8 +31,8 @@ class Condition:
 
     `name` is unique in a run: `clean`, `pgd[linf,4/255]`, `worst[linf,4/255]`, `fog[3]`. `attack` is the spec that configured it, `source`
     the surrogate that a transfer attack was made on, `corruption` what a `severity` belongs to. `doors` says what each part of the attack
-    was let see, as part -> door. A `doubt` is an attack that was tried on the images which those that were asked for had left, `eot` how many
-    answers of a randomised model it averages, where that is not as the run does.
+    was let see, as part -> door. A `doubt` is an attack that was tried on the images which those that were asked for had left; `eot` is
+    how many answers of a randomised model it averages, where that is not as the run does.
     """
 
     name: str

@@ -175,19 +175,30 @@ class _Gate:
         return self._told(ruling, outcome, message, about=found.about)
 
     def _none_of(self, rule: NoneOf) -> Ruling:
-        """The worst cases are judged: beside a stronger attack a weaker one is always refuted, which is no fault of the model."""
+        """The worst cases are judged: beside a stronger attack a weaker one is always refuted, which is no fault of the model.
+
+        What was asked for is refuted together, where an image that all of it left has a witness.
+        """
         names = [c.name for c in self.result.conditions if c.kind == "worst"] or list(self.result.trust)
         seen = []
         for word in rule.words:
             if word in ("refuted", "doubtful"):
-                levels = ("refuted",) if word == "refuted" else ("doubtful", "refuted")
+                seen += self._refuted()
+            if word == "doubtful":
                 judged = {name: self.result.trust[name] for name in names}
-                seen += [f"{name} is {t.level}: {'; '.join(t.reasons)}" for name, t in judged.items() if t.level in levels]
-            else:
+                seen += [f"{name} is {t.level}: {'; '.join(t.reasons)}" for name, t in judged.items() if t.level != "sound"]
+            elif word != "refuted":
                 seen += [f"{word}: {finding.seen}" for finding in self.result.findings if finding.check == word]
         seen = list(dict.fromkeys(seen))
         message = " / ".join(seen) if seen else f"none in {', '.join(names)}"
         return Ruling(rule.text, "", "fail" if seen else "pass", message, False, figures={"findings": len(seen)}, line=rule.line)
+
+    def _refuted(self) -> list[str]:
+        evidence = Evidence(self.result)
+        missed = {(norm, eps): len(evidence.missed(norm, eps)) for norm, eps in evidence.balls}
+        return [
+            f"{count} images that the attacks at {norm} {eps_text(eps)} left have a witness of another" for (norm, eps), count in missed.items() if count
+        ]
 
     # ------------------------------------------------------------------ what is said of it
 
