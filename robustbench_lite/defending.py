@@ -202,10 +202,10 @@ class Defenses:
             if not (hasattr(part, "rebuild") or hasattr(part, "wrap")):
                 raise UsageError(f"{_name(part)} is learnt, and cannot be put on a model: robust-train --defense {DEFENSES.spec_of(part)}")
         classifier.model = self.rebuild(classifier.model).eval()
-        seen = classifier.trained_on
+        seen, learnt_from = classifier.trained_on, classifier.learnt_from
         for part in self._having("wrap"):
             classifier = part.wrap(classifier)
-        classifier.trained_on = seen
+        classifier.trained_on, classifier.learnt_from = seen, learnt_from
         classifier.name = "+".join([classifier.name, *(DEFENSES.spec_of(part) for part in self.parts)])
         return classifier
 

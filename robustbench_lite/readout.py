@@ -102,5 +102,5 @@ def _followed(classifier: Classifier, readout: nn.Module, classes: int) -> Class
         data=classifier.data,
         differentiable=classifier.differentiable,
     )
-    made.recipe, made.trained_on = classifier.recipe, classifier.trained_on
+    made.recipe, made.trained_on, made.learnt_from = classifier.recipe, classifier.trained_on, classifier.learnt_from
     return made.to(classifier.device)

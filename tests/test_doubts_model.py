@@ -70,7 +70,7 @@ def after_doubt(result: Result, attack: str, *, door: str, eot: int | None = Non
     """The result as it would be had an attack been tried, in doubt, on what the first row left, and broken nothing."""
     row = next(c for c in result.conditions if c.kind == "attack")
     name = f"{attack}[{row.norm},{row.eps}" + (f",eot={eot}]" if eot else "]")
-    tried = replace(row, name=name, kind="doubt", attack=attack, doors={"": door})
+    tried = replace(row, name=name, kind="doubt", attack=attack, doors={"": door}, eot=eot)
     verdicts = [replace(v, condition=name, gradient=gradient) for v in result.of(row.name) if v.broken is False]
     return replace(result, conditions=[*result.conditions, tried], verdicts=[*result.verdicts, *verdicts])
 
@@ -172,7 +172,7 @@ def test_zero_gradients_are_doubted_and_no_black_box_clears_them(evaluated: Fixt
     assert finding.figures["zero"] == finding.figures["standing"] > 0
     assert set(finding.samples) == Evidence(result).standing(result.conditions[1])
     assert result.trust["pgd:steps=5[linf,0.01]"].level == result.trust["worst[linf,0.01]"].level == "doubtful"
-    blind = after_doubt(after_doubt(result, "square", door="scores"), "es-pgd", door="scores")
+    blind = after_doubt(after_doubt(result, "square", door="scores"), "es-pgd:samples=500,iterations=40", door="scores")
     assert found(blind, "gradients") == found(result, "gradients")
 
 
@@ -219,10 +219,10 @@ def test_rounding_in_the_forward_pass_is_doubted_until_it_was_passed_by(evaluate
     (finding,) = found(result, "operations")
     assert (finding.weight, finding.figures) == ("doubts", {"round": 1})
     assert finding.conditions == ("pgd:steps=2[linf,0.001]", "worst[linf,0.001]")
-    assert [counter.attack for counter in finding.settle] == ["square", "es-pgd"]
+    assert [counter.attack for counter in finding.settle] == ["square", "es-pgd:samples=500,iterations=40"]
     half = after_doubt(result, "square", door="scores")
     assert [f.weight for f in found(half, "operations")] == ["doubts"]
-    assert [f.weight for f in found(after_doubt(half, "es-pgd", door="scores"), "operations")] == ["notes"]
+    assert [f.weight for f in found(after_doubt(half, "es-pgd:samples=500,iterations=40", door="scores"), "operations")] == ["notes"]
 
 
 def test_a_declared_stand_in_and_a_comparison_are_notes_and_a_plain_network_is_nothing(evaluated: Fixture) -> None:

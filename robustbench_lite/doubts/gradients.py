@@ -13,7 +13,7 @@ TINY = 1e-7
 SHARE = 0.01
 """Of the images that stand, from which on a figure is doubted; fewer change it by less than a point."""
 
-SETTLE = (Counter("apgd-t"), Counter("square"), Counter("es-pgd"))
+SETTLE = (Counter("apgd-t"), Counter("square"), Counter("es-pgd:samples=500,iterations=40"))
 
 
 @diagnostic("gradients")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 STEPS = re.compile(r"(Round|Floor|Ceil|Trunc|Sign|Sgn)Backward\d")
 """Nodes of autograd's graph whose gradient is zero wherever it exists."""
 
-SETTLE = (Counter("square"), Counter("es-pgd"))
+SETTLE = (Counter("square"), Counter("es-pgd:samples=500,iterations=40"))
 
 
 @diagnostic("operations")

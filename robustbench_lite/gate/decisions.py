@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from ..diagnostics import Finding
+from ..diagnostics import Evidence, Finding
 from ..errors import UsageError
 from ..paired import holm
-from ..results import Condition, Result
+from ..results import Condition, Result, eps_text
 from .baseline import Baseline
 from .figures import limited
 from .outcomes import Decided, Levels, by_bounds, held, limits, needed_to_compare, needed_to_hold, needed_to_narrow
@@ -197,7 +197,9 @@ class _Gate:
         evidence = Evidence(self.result)
         missed = {(norm, eps): len(evidence.missed(norm, eps)) for norm, eps in evidence.balls}
         return [
-            f"{count} images that the attacks at {norm} {eps_text(eps)} left have a witness of another" for (norm, eps), count in missed.items() if count
+            f"{count} images that the attacks at {norm} {eps_text(eps)} left have a witness of another"
+            for (norm, eps), count in missed.items()
+            if count
         ]
 
     # ------------------------------------------------------------------ what is said of it
