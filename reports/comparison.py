@@ -15,7 +15,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from robustbench_lite.comparison import LEVEL, Beside, Comparison, Flip, Paired, Row, Share
+from robustbench_lite.comparison import LEVEL, Beside, Comparison, Flip, Row, Share
 from robustbench_lite.pairing import Run
 from robustbench_lite.registry import report
 from robustbench_lite.store import explained, write_text
@@ -34,6 +34,7 @@ COLUMNS = (
 FLIP_COLUMNS = ("run", "condition", "sample_id", "label", "direction", "prediction", "broken_by")
 CLASS_COLUMNS = (
     "run", "condition", "label", "class_name", "n", "correct_reference", "correct_run", "difference", "difference_low", "difference_high",
+    "trust_reference", "trust_run",
 )  # fmt: skip
 FIRST_IN_TERMINAL, FIRST_IN_PAGE = 3, 24
 
@@ -101,8 +102,8 @@ def _tests(compared: Comparison) -> str:
 
 
 def _verdict(compared: Comparison, beside: Beside) -> str:
-    """The comparison in a sentence: of the hardest question that both were asked."""
-    row = _hardest(beside)[0]
+    """The comparison in a sentence: of the hardest question that both were asked and that one of the two has any image right on."""
+    row = min(_hardest(beside), key=lambda row: row.all.reference.right + row.all.other.right or 2 * row.all.n + 1)
     gap, a, b = row.all.difference, compared.reference.letter, beside.run.letter
     span = f"95 % interval {points(gap.low)} to {points(gap.high)}"
     if not row.flips:
@@ -264,16 +265,19 @@ def _classes_csv(compared: Comparison) -> str:
     return _lines(
         CLASS_COLUMNS,
         (
-            [beside.run.letter, row.name, label, names[label] if names else None, *_class_figures(both)]
+            [beside.run.letter, row.name, label, names[label] if names else None, *_class_figures(row, label)]
             for beside in compared.others
             for row in beside.rows
-            for label, both in row.classes.items()
+            for label in row.classes
         ),
     )
 
 
-def _class_figures(both: Paired) -> list[float]:
-    return [both.n, both.reference.right, both.other.right, both.difference.value, both.difference.low, both.difference.high]
+def _class_figures(row: Row, label: int) -> list[float | str]:
+    """The columns of classes.csv from `n` on."""
+    both = row.classes[label]
+    gap, levels = both.difference, [trust.level for trust in row.trust]
+    return [both.n, both.reference.right, both.other.right, gap.value, gap.low, gap.high, *levels]
 
 
 def _lines(columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
@@ -324,5 +328,5 @@ def _row(compared: Comparison, beside: Beside, row: Row) -> dict[str, Any]:
         "reasons": [list(trust.reasons) for trust in row.trust],
         "lost_ids": _ids(row.flips, "lost"),
         "gained_ids": _ids(row.flips, "gained"),
-        "classes": [dict(zip(CLASS_COLUMNS[4:], _class_figures(both), strict=True)) | {"label": k} for k, both in row.classes.items()],
+        "classes": [dict(zip(CLASS_COLUMNS[4:], _class_figures(row, k), strict=True)) | {"label": k} for k in row.classes],
     }

@@ -58,13 +58,14 @@ def queries(result: Result) -> Chart | None:
         return None
     most = max(v.forwards + v.backwards for verdicts in spent.values() for v in verdicts)
     first = 0 if most <= MANY_PASSES else 1  # a logarithm has no zero
-    with _drawing(WIDTH, 3.2 + 0.1 * len(spent)) as (figure, axes):
+    with _drawing(WIDTH, 3.2 + 0.2 * len(spent)) as (figure, axes):
         for number, (name, verdicts) in enumerate(spent.items()):
             ends = sorted(v.forwards + v.backwards for v in verdicts if v.broken)
             shares = [100 * count / len(verdicts) for count in range(len(ends) + 1)]
             dash = "-" if number < len(COLOURS) else (0, (4, 2))
             xs, ys = [first, *ends, most], [*shares, shares[-1]]
-            axes.step(xs, ys, where="post", color=COLOURS[number % len(COLOURS)], linewidth=1.6, linestyle=dash, label=name)
+            label = f"{name}, refuted: at least this" if result.trust[name].level == "refuted" else name
+            axes.step(xs, ys, where="post", color=COLOURS[number % len(COLOURS)], linewidth=1.6, linestyle=dash, label=label)
         axes.set(ylim=(-4, 104), ylabel="broken of those attacked, %", xlabel="passes per image, forward and backward", xlim=(first, most))
         if first:
             axes.set_xscale("log")
@@ -218,7 +219,7 @@ def _ticks(sizes: Sequence[float]) -> list[float]:
 
 def _legend(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
-    entries = dict(zip(labels, handles, strict=True))
+    entries = dict(sorted(zip(labels, handles, strict=True), key=lambda entry: entry[0] == RINGED))  # the ring last, after every line
     columns = 3 if max(map(len, entries)) < 18 else 1
     figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
 

@@ -21,15 +21,18 @@ def gate_annotations(judgement: Judgement) -> list[str]:
     file = settings_path(judgement)
     if len(grave) <= MOST:
         return [_line(ruling, file) for ruling in grave]
-    more = len(grave) - MOST + 1
+    more = grave[MOST - 1 :]
     return [
         *(_line(ruling, file) for ruling in grave[: MOST - 1]),
-        f"::error title=robustness gate::{more} more rules did not pass: see gate.md",
+        f"::{_kind(more[0])} title=robustness gate::{len(more)} more rules did not pass: see gate.md",
     ]
 
 
+def _kind(ruling: Ruling) -> str:
+    return "warning" if ruling.outcome == "inconclusive" else "error"
+
+
 def _line(ruling: Ruling, file: str) -> str:
-    kind = "warning" if ruling.outcome == "inconclusive" else "error"
     place = {"file": file, "line": str(ruling.line or 1)} if file else {}
     properties = ",".join(f"{name}={command_property(value)}" for name, value in (place | {"title": ruling.rule}).items())
-    return f"::{kind} {properties}::{command_message(f'{ruling.outcome}: {ruling.message}')}"
+    return f"::{_kind(ruling)} {properties}::{command_message(f'{ruling.outcome}: {ruling.message}')}"

@@ -29,6 +29,8 @@ COLUMNS = (
     "change", "change_low", "change_high",
 )  # fmt: skip
 SHARES = ("accuracy", "success_correct")
+REFUTED = {"accuracy": "≤ ", "success_correct": "≥ ", "median_distance": "≤ "}
+"""What stands before the figure of a refuted row; what it cost is as it was."""
 MOST_DATES = 4  # below a chart
 
 
@@ -68,10 +70,9 @@ def _words(metric: str) -> str:
 
 
 def _value(metric: str, point: Point) -> str:
-    """`≤ 52.0` where images have been taken away that are known to be broken."""
-    if metric not in SHARES:
-        return amount(point.value) if metric != "median_distance" else f"{point.value:.4g}"
-    return ("≤ " if point.trust == "refuted" and metric == "accuracy" else "") + percent(point.value)
+    """`≤ 52.0` where images are known to be broken that the attack left, of what it broke itself `≥ 40.0`."""
+    text = percent(point.value) if metric in SHARES else f"{point.value:.4g}" if metric == "median_distance" else amount(point.value)
+    return (REFUTED.get(metric, "") if point.trust == "refuted" else "") + text
 
 
 def _name(found: History, point: Point) -> str:
@@ -140,12 +141,13 @@ def _table(found: History, line: Line) -> Table:
     headings = ["n", found.metric.replace("_", " "), *(["change"] if found.metric == "accuracy" else []), "trust"]
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
-    for point in line.points:
+    for place, point in enumerate(line.points):
         about = _name(found, point) if point.run.name == point.model else f"{_name(found, point)}\n{point.model}"
         cells = [f"{point.created:%Y-%m-%d\n%H:%M}", about, f"{point.n}", _value(found.metric, point)]
         if point.interval is not None:
             cells[-1] += f"\n{percent(point.interval[0])}–{percent(point.interval[1])}"
-            cells.append("" if point.change is None else f"{signed(point.change.value)}\n{_span(point)}")
+            unlike = "other\nattacks" if place else ""
+            cells.append(unlike if point.change is None else f"{signed(point.change.value)}\n{_span(point)}")
         table.add_row(*map(Text, [*cells, point.trust]))
     return table
 

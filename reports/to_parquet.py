@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from robustbench_lite.errors import UsageError
-from robustbench_lite.registry import file_format, report
+from robustbench_lite.registry import file_format, needs, report
 from robustbench_lite.results import TABLE_COLUMNS, VERDICT_FIELDS, Result
 
 from .files import write
@@ -25,6 +25,7 @@ TYPES = {
 
 @file_format("parquet")
 @report("parquet")
+@needs("pyarrow", extra="parquet")
 def parquet(result: Result) -> list[Path]:
     """Write `table.parquet` and `samples.parquet` into the run's folder.
 

@@ -17,6 +17,10 @@ from .plan import Attack
 ASKED_AGAIN = 4
 """How often a model is asked about the first images again, to see whether it is randomised."""
 
+SAME, ROUNDING = 1e-4, 1e-5
+"""Of the spread of an image's logits, and of the largest of them: what two answers of one model may differ by. Sums in another order differ
+by less, and a model whose logits are tiny, or far from 0, must not hide its noise."""
+
 
 def checked(image: Tensor, sample_id: str) -> Tensor:
     """The image, if it is one: (C, H, W), finite, in [0, 1].
@@ -80,7 +84,16 @@ def first_answer(classifier: Classifier, probe: Images, labels: Tensor) -> tuple
         raise InvalidEvaluation(f"{classifier.name} answers NaN to every image of the first batch: check its weights and its normalisation")
     with torch.no_grad():
         again = [classifier(probe) for _ in range(ASKED_AGAIN)]
-    return logits, not all(torch.allclose(logits, other, rtol=1e-3, atol=1e-4, equal_nan=True) for other in again)
+    return logits, not all(_alike(logits, other) for other in again)
+
+
+def _alike(logits: Logits, others: Logits) -> bool:
+    """Whether two answers differ by rounding only, whatever the scale of the logits and a constant that is added to them all."""
+    finite = logits.isfinite()
+    size = logits.abs().where(finite, 0).amax(1)
+    spread = logits.where(finite, -torch.inf).amax(1) - logits.where(finite, torch.inf).amin(1) if logits.shape[1] > 1 else size
+    close = (logits - others).abs() <= (SAME * spread + ROUNDING * size)[:, None]
+    return bool((close | (logits == others) | (logits.isnan() & others.isnan())).all())
 
 
 def need_gradients(classifier: Classifier, probe: Images, attacks: Sequence[tuple[str, Iterable[Attack]]]) -> None:

@@ -92,7 +92,7 @@ def evaluate(
     settle: Annotated[bool, opt(TRUST, "Doubt, and start the attacks that would settle what is found.", negative="")] = False,
     strict: Annotated[bool, opt(TRUST, "End with exit code 1 unless every worst-case row is sound.", negative="")] = False,
     twin: Annotated[str | None, opt(TRUST, "With --doubt: a plainly trained model whose adversarial images are tried too.")] = None,
-    training_data: Annotated[str | None, opt(TRUST, "What the model was trained on, to find test images among it.")] = None,
+    training_data: Annotated[str | None, opt(TRUST, "With --doubt: what the model was trained on, to find test images among it.")] = None,
     stated_accuracy: Annotated[float | None, opt(TRUST, "The clean accuracy that the model is said to have, in [0, 1].")] = None,
     corruption: Annotated[
         list[str] | None,

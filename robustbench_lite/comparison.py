@@ -255,7 +255,8 @@ def _remarks(runs: tuple[Run, Run], conditions: tuple[Condition, Condition], row
             counted = ", and these count as broken here" if trust.level == "refuted" else ""
             said.setdefault(f"{trust.level}: {why.rstrip('.')}{counted}.", []).append(run.letter)
     yield from (f"{' and '.join(letters)} {'is' if len(letters) == 1 else 'are'} {what}" for what, letters in said.items())
-    if row.condition.kind == "worst":
+    refuted = "refuted" in {trust.level for trust in row.trust}
+    if row.condition.kind == "worst" or (row.condition.kind == "attack" and refuted):
         tried = [run.searches(condition) for run, condition in zip(runs, conditions, strict=True)]
         for run, own, others in zip(runs, tried, reversed(tried), strict=True):
             if own - others:

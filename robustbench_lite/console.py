@@ -106,15 +106,19 @@ def formats_of(text: str) -> list[str]:
 
     Raises:
         UnknownName: one that is not registered.
-        UsageError: none was asked for.
+        UsageError: none was asked for, or one needs a package that is not installed.
     """
+    from importlib.util import find_spec
+
     from .registry import FORMATS
 
     names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     if not names:
         raise UsageError("--format is empty: name one or more, such as html,csv (`robust-eval list formats`)")
     for name in names:
-        FORMATS.get(name)
+        package, extra = getattr(FORMATS.get(name), "needs", (None, None))
+        if package is not None and find_spec(package) is None:
+            raise UsageError(f"--format {name} needs {package}: install robustbench-lite[{extra}], or ask for --format csv")
     return names
 
 

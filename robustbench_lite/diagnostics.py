@@ -88,7 +88,7 @@ class Look:
         result: what the run knows by now.
         device: where images go.
         random: the model answers differently each time.
-        logits: (N, K) clean answers to the first images, and `ids` (N) whose they are; at most 256.
+        logits: (N, K) clean answers to the first images, and `ids` (N) whose they are; at most 64.
         training: the images that the model learnt from, where they are known.
     """
 
@@ -188,6 +188,14 @@ class Evidence:
     def is_black_box(self, condition: Condition) -> bool:
         """Whether every part of an attack does without the model's own gradients."""
         return all(door in ("labels", "scores", "surrogate") for door in self.doors(condition))
+
+    def answers(self, condition: Condition) -> int:
+        """How many answers of a randomised model an attack averaged, each of which counts as a forward pass; 1 where it is not random."""
+        from .ways import DRAWS
+
+        if not self.observed("random-answers"):
+            return 1
+        return int(condition.eot or self.result.config["identity"].get("eot") or DRAWS)
 
     def blind(self, condition: Condition, verdict: Verdict) -> bool:
         """Whether what broke an image did without the model's own gradients."""

@@ -109,7 +109,8 @@ def evaluate(
         doubt: try further attacks on the images that those asked for left, to see how far the figures can be believed (`result.trust`).
         settle: doubt, and let every finding start the attacks that would settle it.
         twin: a plainly trained model for the same classes, whose adversarial images are tried in doubt.
-        training_data: spec of what the model was trained on, to be warned where test images are among them. None: what a checkpoint says.
+        training_data: spec of what the model was trained on, to be warned, in doubt, where test images are among them. None: what a
+            checkpoint says.
         stated_accuracy: the clean accuracy that the model is said to have, in [0, 1]; another one hints at wrong preprocessing. None: what
             is known of published weights.
         witnesses: how many adversarial images to keep per condition (a seeded choice), `all` or `none`.
@@ -146,11 +147,14 @@ def evaluate(
     others = _surrogates(surrogates, classifier, query_budget)
     goal = "full" if others else goal
     doubt = doubt or settle
+    if not doubt and (twin is not None or training_data is not None):
+        raise UsageError("a twin and training data are looked at in doubt only: add --doubt, or leave --twin and --training-data out")
     if others and doubt:
         raise UsageError("doubts are attacks on the model itself: leave --surrogate out")
     if stated_accuracy is not None and not 0 <= stated_accuracy <= 1:
         raise UsageError(f"the stated accuracy is a share in [0, 1], got {stated_accuracy:g}: 76 % is 0.76")
-    twins = _surrogates([twin], classifier, None) if twin is not None and doubt else []
+    twins = _surrogates([twin], classifier, None) if twin is not None else []
+    training = None if training_data is None else _images(training_data, classifier.preprocess, None, seed)
     source = default_for(classifier) if data is None else data
     images = _images(source, classifier.preprocess, limit, seed)
     if images.readout is not None:
@@ -219,6 +223,7 @@ def evaluate(
         "storage_jpeg": storage_jpeg,
         "settle": settle,
         "twin": [each.digest for each in twins],
+        "training": None if training is None else training.digest,
     }
     config: dict[str, Any] = {
         "identity": identity,
@@ -262,7 +267,6 @@ def evaluate(
         "created": _now(),
         "sessions": [{"started": _now(), "device": device_used, "versions": versions, "shuffle_seed": shuffle_seed}],
     }
-    training = None if training_data is None else _images(training_data, classifier.preprocess, None, seed)
     folder = None if out is None else Path(out)
     if folder is not None:
         _make(folder)

@@ -12,7 +12,7 @@ from pathlib import Path
 from .cards import Difference
 from .comparison import Paired, Share, standing
 from .errors import RobustEvalError, UnknownName, UsageError
-from .pairing import Run
+from .pairing import SEARCHED, Run
 from .results import Condition
 from .trust import Level
 
@@ -25,8 +25,10 @@ class Point:
         run: its folder.
         value: of the metric; of an accuracy only what is left once every image is taken away that is known to be broken.
         interval: 95 %; of accuracies only.
-        change: to the point before, over the same images, with its 95 % interval; of accuracies only, and None for the first.
+        change: to the point before, over the same images, with its 95 % interval; of accuracies only, and None for the first, and where the
+            two count what different attacks broke: the one that was attacked less would look better for that alone.
         right: per image, by id, whether it is right.
+        searched: the attacks of its ball, tried in doubt or not.
     """
 
     run: Path
@@ -39,6 +41,7 @@ class Point:
     trust: Level
     change: Difference | None = None
     right: dict[str, bool] = field(default_factory=dict, repr=False)
+    searched: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -154,11 +157,13 @@ def _point(run: Run, c: Condition, metric: str, before: Point | None) -> Point |
     result = run.result
     right = standing(result, c.name)
     share = Share(sum(right.values()), len(right))
-    interval, change = None, None
+    interval, change, trust = None, None, result.trust[c.name].level
+    searched = frozenset(run.searches(c) if c.kind in SEARCHED else ())
     if metric == "accuracy":
         value, interval = share.accuracy, share.interval
-        both = [] if before is None else [(before.right[key], right[key]) for key in before.right if key in right]
-        change = Paired.of(both).difference if both else None
+        if before is not None and (before.searched == searched or (c.kind == "attack" and "refuted" not in (before.trust, trust))):
+            both = [(before.right[key], right[key]) for key in before.right if key in right]
+            change = Paired.of(both).difference if both else None
     else:
         table = result.table
         cell = table.loc[table.condition == c.name, metric].iloc[0]
@@ -166,6 +171,5 @@ def _point(run: Run, c: Condition, metric: str, before: Point | None) -> Point |
     if not math.isfinite(value):
         return None
     model = result.config["model"]
-    trust = result.trust[c.name].level
     assert result.folder is not None  # runs are read from folders
-    return Point(result.folder, _created(run), model["name"], model["digest"], share.n, value, interval, trust, change, right)
+    return Point(result.folder, _created(run), model["name"], model["digest"], share.n, value, interval, trust, change, right, searched)

@@ -277,3 +277,13 @@ data = _decorator(DATA)
 report = _decorator(REPORTS)
 file_format = _decorator(FORMATS)
 diagnostic = _decorator(DIAGNOSTICS)
+
+
+def needs(package: str, *, extra: str) -> Callable[[C], C]:
+    """Say of what is registered that it needs an optional package, so that a user is told before the work and not after it."""
+
+    def marked(thing: C) -> C:
+        setattr(thing, "needs", (package, extra))  # noqa: B010  # a callable has no such attribute for a type checker
+        return thing
+
+    return marked

@@ -100,7 +100,8 @@ class Session:
             if self.images.has_clean:
                 self._doubt(self.doubts, answers)
                 if unseen:
-                    self.store.observe(observed(self._look(answers, random), doubt=self.doubt))
+                    look = self._look(answers, random)
+                    self.store.observe(observed(look, doubt=self.doubt) if look.ids else {})
                 if self.settle:
                     target = self.planned[0].target if self.planned else None
                     self._doubt(settling(self.store.result(), target), answers)
@@ -268,9 +269,10 @@ class Session:
 
     def _look(self, answers: dict[str, Answer], random: bool) -> Look:
         """What the diagnostics may ask the model."""
-        first = self.samples.order[:LOOKED_AT]
-        self._know(first, answers)
-        ids = [key for key in first if answers[key].logits is not None]
-        logits = torch.cat([answer.logits for answer in (answers[key] for key in ids) if answer.logits is not None])
         result, device = self.store.result(), self.options.device
+        known = {v.sample_id for v in result.of("clean") if v.broken is not None}  # the others may have no answer
+        ids = [key for key in self.samples.order if key in known][:LOOKED_AT]
+        self._know(ids, answers)
+        said = [answer.logits for answer in (answers[key] for key in ids) if answer.logits is not None]
+        logits = torch.cat(said) if said else torch.empty(0, self.samples.outputs)
         return Look(self.classifier, self.judge, self.images, result, device, random, ids, logits, self.training)

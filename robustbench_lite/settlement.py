@@ -16,10 +16,7 @@ def carried_out(evidence: Evidence, row: Condition, counter: Counter) -> Sequenc
     return [
         c
         for c in evidence.tried(row)
-        if c.attack == counter.attack
-        and c.source is None
-        and counter.eot in (None, c.eot)
-        and left <= evidence.standing(c)
+        if c.attack == counter.attack and c.source is None and counter.eot in (None, c.eot) and left <= evidence.standing(c)
     ]
 
 

@@ -4,8 +4,8 @@
     from robustbench_lite.testing import assert_robust
 
     @pytest.mark.robustness
-    def test_the_model_withstands_pgd():
-        assert_robust("digits_pgd_at", attack="pgd", data="digits", eps=0.1, at_least=0.6)
+    def test_the_model_withstands_apgd():
+        assert_robust("digits_pgd_at", attack="apgd", data="digits", eps=0.1, at_least=0.6, limit=300)
 
 `pytest -m "not robustness"` leaves such tests out. The marker comes with the package, by its plug-in for pytest.
 """
@@ -41,7 +41,7 @@ class RobustnessNotShown(AssertionError):
 
 def assert_robust(
     model: str | nn.Module,
-    attack: str | Attack | Sequence[str | Attack] = "pgd",
+    attack: str | Attack | Sequence[str | Attack] = "apgd",
     data: str | LabelledImages | Iterable[Any] | None = None,
     *,
     at_least: float,

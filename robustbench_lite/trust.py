@@ -64,7 +64,7 @@ def _missing(evidence: Evidence, condition: Condition, left: Set[str]) -> tuple[
     """What a sound row must have had: of its own parts, or of what else was tried in its ball on every image that is left."""
     tried = evidence.tried(condition)
     own = [c for c in tried if c.kind == "attack"] if condition.kind == "worst" else [condition]
-    searched = {v.sample_id for c in tried for v in evidence.verdicts(c) if _queries(c, v) >= SEARCH}
+    searched = {v.sample_id for c in tried for v in evidence.verdicts(c) if _queries(c, v) >= SEARCH * evidence.answers(c)}
     sprinkled = {v.sample_id for c in tried if base(c) == "noise" for v in evidence.verdicts(c)}
     lacking = []
     if not any(climbs(evidence, c) for c in own):

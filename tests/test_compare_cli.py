@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cli_fixture import CommandLine, Ran
+from cli_fixture import Ran
 
 from robustbench_lite import evaluate
 from robustbench_lite.store import read_run
@@ -21,12 +21,9 @@ Inside = Callable[..., Ran]
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`standard` and `robust` on the same 40 images, `elsewhere` on images that neither saw."""
     folder = tmp_path_factory.mktemp("made")
-    for name, model, data in (
-        ("standard", "digits_standard", "digits"),
-        ("robust", "digits_pgd_at", "digits"),
-        ("elsewhere", "digits_pgd_at", "digits:train"),
-    ):
-        evaluate(model, "pgd:steps=10", data, eps=0.15, limit=40, out=folder / name)
+    for name, model in (("standard", "digits_standard"), ("robust", "digits_pgd_at")):
+        evaluate(model, "pgd:steps=10", "digits", eps=0.15, limit=40, witnesses="none", out=folder / name)
+    evaluate("digits_standard", (), "digits:train", limit=40, out=folder / "elsewhere")
     return folder
 
 
@@ -41,8 +38,8 @@ def table(file: Path) -> dict[str, dict[str, str]]:
         return {row["condition"]: row for row in csv.DictReader(stream)}
 
 
-def test_a_robust_model_beside_a_plain_one(runs: Path, robust_eval: CommandLine) -> None:
-    ran = robust_eval("compare", "standard", "robust", "--out", "both", "--fail-on-difference", env={"COLUMNS": "80"})
+def test_a_robust_model_beside_a_plain_one(runs: Path, inside: Inside) -> None:
+    ran = inside("compare", "standard", "robust", "--out", "both", "--fail-on-difference")
     assert (ran.code, ran.err) == (1, ""), "1: there is a difference, as was asked"
     assert "B  digits_pgd_at on digits, robust" in ran.out
     assert "right only in B under worst[linf,0.15]: " in ran.out

@@ -69,6 +69,12 @@ def some(right: int, n: int = N) -> list[bool | None]:
     return [i < right for i in range(n)]
 
 
+def page_of(comparison: Comparison, folder: Path) -> str:
+    """The page, in one line."""
+    _, (file,) = REPORTS.get("comparison")(comparison, folder, ["html"])
+    return " ".join(file.read_text().split())
+
+
 def rows(comparison: Comparison) -> dict[str, Row]:
     (beside,) = comparison.others
     return {row.name: row for row in beside.rows}
@@ -210,6 +216,10 @@ def test_a_worst_case_that_counts_more_attacks_says_so() -> None:
     smaller = Condition("pgd[linf,0.05]", "attack", "pgd", "linf", 0.05)
     found = rows(compared([run("A", {PGD: some(9), smaller: some(9)}), run("B", {PGD: some(9)})]))
     assert "Only A counts what was broken by pgd[linf,0.05]." in found["worst[linf,0.1]"].remarks
+    assert not any(remark.startswith("Only") for remark in found["pgd[linf,0.1]"].remarks), "its own figure, which nothing refutes"
+    weak = Condition("fgsm[linf,0.1]", "attack", "fgsm", "linf", 0.1, doors={"": "white box"})
+    found = rows(compared([run("A", {weak: some(30), PGD: some(9)}), run("B", {weak: some(30)})]))
+    assert "Only A counts what was broken by pgd[linf,0.1]." in found["fgsm[linf,0.1]"].remarks
 
 
 def test_an_unfinished_run_is_compared_on_what_it_decided_and_named() -> None:
@@ -231,6 +241,24 @@ def test_runs_without_a_common_condition_are_refused() -> None:
 # ------------------------------------------------------------------ reports
 
 
+def test_the_sentence_is_of_the_hardest_ball_that_leaves_anything(tmp_path: Path) -> None:
+    smaller, larger = (Condition(f"pgd[linf,{eps}]", "attack", "pgd", "linf", eps, doors={"": "white box"}) for eps in (0.05, 0.2))
+    right = {smaller: some(30), PGD: some(9), larger: some(0)}
+    text = page_of(compared([run("A", right), run("B", right | {PGD: some(20)})]), tmp_path)
+    assert "Under worst[linf,0.1], B has 27.5 points more right than A" in text
+    assert "Under worst[linf,0.05]" not in text
+    assert "Under worst[linf,0.2]" not in text
+
+
+def test_classes_of_a_refuted_row_are_bounds_too(tmp_path: Path) -> None:
+    weak = Condition("fgsm[linf,0.1]", "attack", "fgsm", "linf", 0.1, doors={"": "white box"})
+    comparison = compared([run("A", {weak: some(38), PGD: some(4)}), run("B", {weak: some(20), PGD: some(20)})])
+    assert "<td>≤ 10.0</td><td>50.0</td>" in page_of(comparison, tmp_path)
+    _, files = REPORTS.get("comparison")(comparison, tmp_path, ["csv"])
+    lines = [row for row in csv.DictReader(io.StringIO(files[2].read_text())) if row["condition"] == weak.name]
+    assert [(row["correct_reference"], row["trust_reference"]) for row in lines] == [("2", "refuted"), ("2", "refuted")]
+
+
 @pytest.fixture
 def hostile() -> Comparison:
     right = {Condition(f"{EVIL}[linf,0.1]", "attack", EVIL, "linf", 0.1): some(20), CLEAN: some(40), FOG: some(30)}
@@ -248,7 +276,8 @@ def test_the_page_is_well_formed_escapes_names_and_asks_no_network(hostile: Comp
     ElementTree.fromstring(text.removeprefix("<!DOCTYPE html>"))
     assert "<script" not in text
     assert "&lt;script&gt;" in text
-    assert text.replace("http://www.w3.org/2000/svg", "").count("http") == 0
+    assert text.replace("http://www.w3.org/2000/svg", "").count("://") == 0
+    assert "default-src 'none'; style-src 'unsafe-inline'; base-uri" in text  # nothing that slipped through could run or be fetched
 
 
 def test_files_say_the_same_as_the_comparison(hostile: Comparison, tmp_path: Path) -> None:

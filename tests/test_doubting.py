@@ -13,7 +13,7 @@ import torch
 import robustbench_lite as rb
 from robustbench_lite import diagnostics
 from robustbench_lite.diagnostics import Counter, Evidence, Finding
-from robustbench_lite.errors import UsageError
+from robustbench_lite.errors import RunMismatch, UsageError
 from robustbench_lite.results import Condition, Verdict, worst_case
 from robustbench_lite.store import read_run
 
@@ -109,6 +109,20 @@ def test_a_twins_images_are_tried() -> None:
     assert condition.doors == {"": "surrogate"}
     assert len(result.of(condition.name)) == sum(v.broken is False for v in result.of(ASKED))
     assert not result.transfer
+
+
+@pytest.mark.parametrize("what", ["twin", "training_data"])
+def test_what_only_doubts_look_at_is_not_left_out_silently(what: str) -> None:
+    with pytest.raises(UsageError, match="add --doubt"):
+        evaluated(**{what: "digits_standard" if what == "twin" else "digits:train"})
+
+
+def test_a_run_that_looked_at_other_training_data_is_another_run(tmp_path: Path) -> None:
+    run = {"doubt": True, "out": tmp_path / "run"}
+    evaluated(training_data="digits:train", **run)
+    evaluated(training_data="digits:train", **run)
+    with pytest.raises(RunMismatch, match="another training"):
+        evaluated(training_data="digits", **run)
 
 
 def test_transfer_and_doubts_do_not_go_together() -> None:

@@ -212,6 +212,12 @@ def test_doubts_try_what_was_not_asked_for() -> None:
     assert not {"fgsm", "noise", "square:queries=1000"} & asked
 
 
+def test_a_short_square_does_not_spare_the_model_a_long_one() -> None:
+    for queries, spared in (("", True), (":queries=1000", True), (":queries=999", False)):
+        tried = {counter.words for counter in counters([attack("pgd"), attack(f"square{queries}")])}
+        assert ("square:queries=1000" not in tried) == spared
+
+
 @pytest.mark.parametrize("more", [{"norm": "l2"}, {"target": 3}, {"doors": {"": "scores"}}])
 def test_no_grey_is_tried_where_it_says_nothing(more: dict[str, Any]) -> None:
     assert Counter("pgd", eps=0.5) not in counters([attack("pgd", **more)])

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 import robustbench_lite as rb
@@ -162,6 +163,34 @@ def test_outputs_of_one_logit_and_of_several_labels_an_image(pictures: Fixture, 
     assert not found(result, "outputs")
 
 
+# ---------------------------------------------------------------------- coarse scores
+
+
+class OneHot(torch.autograd.Function):
+    """The class and nothing else, with a gradient that is not its own."""
+
+    @staticmethod
+    def forward(_: Any, logits: Tensor) -> Tensor:
+        return 10 * nn.functional.one_hot(logits.argmax(1), logits.shape[1]).float()
+
+    @staticmethod
+    def backward(_: Any, *gradients: Any) -> Any:
+        return -gradients[0]
+
+
+def test_outputs_that_tell_the_class_alone_are_doubted_whatever_was_tried(evaluated: Fixture) -> None:
+    blind = {"eps": 0.001, "count": 30}
+    asked = ["pgd:steps=5", "square:queries=1000"]
+    result = evaluated(asked, after=OneHot.apply, **blind)
+    (finding,) = found(result, "coarse-scores")
+    assert (finding.weight, finding.figures) == ("doubts", {"values": 1, "n": 30})
+    assert finding.conditions[-1] == "worst[linf,0.001]"
+    assert result.trust["worst[linf,0.001]"].reasons == (finding.seen,)  # nothing else would have said so
+    hidden = evaluated(asked[0], after=lambda logits: OneHot.apply(logits) + 1e-7 * logits.detach(), **blind)
+    assert found(hidden, "coarse-scores"), "what is lost in rounding is nothing to follow"
+    assert not found(evaluated("pgd:steps=2", after=lambda logits: 1e-3 * logits + 7, **blind), "coarse-scores")
+
+
 # ---------------------------------------------------------------------- gradients
 
 
@@ -257,6 +286,17 @@ def test_rounding_is_judged_by_the_model_and_its_target(pictures: Fixture) -> No
         assert result.trust[name].level != "refuted"
     kept = rb.evaluate(Fine().eval(), "pgd:steps=20", from_arrays(x, y, classes=2), eps=0.45 / 255, witnesses="none")
     assert not found(kept, "eight-bit")
+
+
+def test_images_that_cannot_be_read_are_not_looked_at(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, net: Fixture) -> None:
+    monkeypatch.setattr("robustbench_lite.session.LOOKED_AT", 1)
+    (tmp_path / "0").mkdir()
+    Image.new("RGB", (8, 8), (90, 40, 200)).save(tmp_path / "0" / "good.png")
+    for number in range(3):
+        (tmp_path / "0" / f"{number}.png").write_bytes(b"no picture")
+    for order in range(4):  # in which the readable one is not always the first
+        result = rb.evaluate(net(), "fgsm", f"imagefolder:{tmp_path}", eps=0.001, on_bad_image="undecided", shuffle_seed=order)
+        assert [v.broken is None for v in result.of("clean")].count(True) == 3
 
 
 # ---------------------------------------------------------------------- stated accuracy
@@ -360,8 +400,6 @@ def test_a_zoo_model_brings_its_own_training_images_when_doubted(digits: Labelle
 
 
 def test_training_images_that_cannot_be_read_are_counted(tmp_path: Path, digits: LabelledImages) -> None:
-    from PIL import Image
-
     (tmp_path / "train" / "0").mkdir(parents=True)
     pixels = (digits[0][0].permute(1, 2, 0) * 255).round().byte().numpy()
     Image.fromarray(pixels).save(tmp_path / "train" / "0" / "a.png")

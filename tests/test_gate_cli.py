@@ -132,6 +132,22 @@ def test_github(inside: Inside, settings: Callable[..., None], tmp_path: Path, m
     summary = (tmp_path / "summary").read_text()
     assert summary.startswith("before\n## ")
     assert "fgsm.accuracy" in summary
+    ran = inside("gate", "--out", "run", "--rule", "clean.accuracy >= 0.8")
+    assert ran.code == 0
+    assert ran.out.endswith("report.html\n")  # nothing to annotate: no empty line
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "none" / "summary"))
+    ran = inside("gate", "--out", "run")
+    assert (ran.code, "FAIL" in ran.out) == (1, True)  # the outcome stands
+    assert "summary cannot be written (No such file or directory); run/gate.md has the text" in ran.complaint
+
+
+@pytest.mark.slow
+def test_a_failed_gate_fails_though_nobody_reads_what_it_says(robust_eval: CommandLine, settings: Callable[..., None]) -> None:
+    settings("clean.accuracy <= 0.2", 'out = "run"\n')
+    with robust_eval.start("gate") as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.wait(timeout=120) == 1
 
 
 # ---------------------------------------------------------------------- against a baseline
@@ -176,6 +192,12 @@ def test_baseline(inside: Inside, settings: Callable[..., None], tmp_path: Path)
         assert ran.code == 2
         assert words in ran.complaint
         assert not (tmp_path / "other").exists()  # nothing was evaluated
+
+    said = json.loads((tmp_path / "baseline.json").read_text())
+    (tmp_path / "votes.json").write_text(json.dumps(said | {"terms": said["terms"] | {"votes": 3}}))
+    ran = inside("gate", *asked, "--baseline", "votes.json", "--out", "other")
+    assert "votes.json was made with votes 3, not 10" in ran.complaint
+    assert not (tmp_path / "other").exists()
 
     (tmp_path / "robust-eval.toml").write_text(GATE.format("fgsm.accuracy no_worse_than baseline") + "seed = 1\n")
     assert "baseline.json was made with seed 0, not 1" in inside("gate", "--baseline", "baseline.json").complaint
@@ -234,6 +256,10 @@ def test_rules(inside: Inside, settings: Callable[..., None], tmp_path: Path, ru
         (GATE.format("clean.accuracy >= 0.5") + 'baseline = "none.json"\n', "there is no baseline at none.json"),
         (GATE.format("clean.accuracy >= 0.5") + 'corruptions = ["fogg"]\n', "did you mean 'fog'"),
         (GATE.format("clean.accuracy >= 0.5") + 'device = "tpu"\n', "unknown device 'tpu'"),
+        (
+            GATE.format("corruptions.mean_error <= 0.5") + 'alpha = 0.01\ncorruptions = ["fog"]\n',
+            "line 7: corruptions.mean_error <= 0.5: limits",
+        ),
     ],
 )
 def test_settings(inside: Inside, tmp_path: Path, text: str | None, words: str) -> None:
@@ -242,6 +268,7 @@ def test_settings(inside: Inside, tmp_path: Path, text: str | None, words: str) 
     ran = inside("gate", "--out", "run")
     assert ran.code == 2, ran
     assert words in ran.complaint
+    assert not (tmp_path / "run").exists()
 
 
 def test_options(inside: Inside, settings: Callable[..., None]) -> None:

@@ -17,7 +17,7 @@ from robustbench_lite.errors import RunMismatch, UsageError
 from robustbench_lite.gate import baseline as baselines
 from robustbench_lite.gate.decisions import decide
 from robustbench_lite.gate.rules import parse
-from robustbench_lite.gate.rulings import Ruling
+from robustbench_lite.gate.rulings import Judgement, Ruling
 from robustbench_lite.results import Result
 from robustbench_lite.stats import clopper_pearson
 
@@ -139,6 +139,31 @@ def test_a_refuted_row_passes_only_if_it_does_without_the_images_that_others_bro
     assert ruled(FLOOR, judged_run({PGD: right}, findings=[finding("witnessed", "refutes")])).outcome == "invalid"
 
 
+def test_what_every_attack_asked_for_left_and_another_broke_is_refuted() -> None:
+    tried = judged_run({PGD: some(60, 100), "square[linf,0.1]": some(50, 100)})
+    doubt = replace(tried, conditions=[replace(c, kind="doubt") if c.name.startswith("square") else c for c in tried.conditions])
+    vars(doubt)["findings"] = []
+    assert ruled("findings: none of [refuted]", tried).outcome == "pass"
+    ruling = ruled("findings: none of [refuted]", doubt)
+    assert ruling.outcome == "fail"
+    assert "images that the attacks at linf 0.1 left have a witness of another" in ruling.message
+
+
+def test_a_check_that_had_less_to_look_at_says_so_where_it_found_nothing() -> None:
+    run = judged_run({PGD: some(60, 100)})
+    words = "only with doubt = true there is all that large-eps can look at"
+    assert words in ruled("findings: none of [large-eps, stated-accuracy]", run).message
+    assert words not in ruled("findings: none of [stated-accuracy]", run).message
+    doubted = replace(run, conditions=[*run.conditions, replace(run.conditions[1], name="square[linf,0.1]", kind="doubt")])
+    vars(doubted)["findings"] = []
+    assert words not in ruled("findings: none of [large-eps]", doubted).message
+
+
+def test_a_gate_without_rulings_has_not_passed() -> None:
+    judgement = Judgement([], judged_run({PGD: some(60, 100)}))
+    assert (judgement.outcome, judgement.exit_code) == ("invalid", 4)
+
+
 def test_what_was_not_tried_is_said_beside_a_pass() -> None:
     assert "not tried: no attack without gradients was tried" in ruled(FLOOR, judged_run({PGD: some(600, 1000)})).message
 
@@ -152,6 +177,7 @@ def test_findings_are_looked_for_in_the_worst_case() -> None:
     ruling = ruled("findings: none of [refuted]", worst)
     assert ruling.outcome == "fail"
     assert "worst[linf,0.1] is refuted: noise was seen" in ruling.message
+    assert "not tried: no attack without gradients" in ruled("findings: none of [refuted]", judged_run({PGD: some(60, 100)})).message
     assert ruled("findings: none of [doubtful]", worst).outcome == "fail"
     assert ruled("findings: none of [doubtful]", weaker).outcome == "fail"  # for want of evidence
 
@@ -261,6 +287,9 @@ def test_a_subset_of_the_baselines_images_compares_and_says_how_many() -> None:
     relabelled = judged_run({PGD: some(180, 300)}, data=limit, more=[{"label": 2}] * 300)
     with pytest.raises(RunMismatch, match="it has 0 of 300"):
         ruled(NO_WORSE, relabelled, baseline=baseline)
+    replaced = judged_run({PGD: some(600, 1000)}, data={"name": "d", "digest": "d1", "n": 1000})
+    with pytest.raises(RunMismatch, match="have the same names here and differ in content or order"):
+        ruled(NO_WORSE, replaced, baseline=baseline)
 
 
 @pytest.mark.parametrize(
@@ -315,10 +344,31 @@ def test_calibration_is_held_by_a_bootstrap() -> None:
     assert ruling.high is not None
     assert 0 <= ruling.low <= (ruling.estimate or 0) <= ruling.high
     assert ruled("calibration.aurra >= 0.99", result).outcome == "fail"
-    assert ruled("calibration.nll <= 0.3", result).outcome == "pass"
+    assert ruled("calibration.nll <= 0.4", result).outcome == "pass"
     assert ruled(f"calibration.rms <= {ruling.estimate}", result).outcome == "inconclusive"
     with pytest.raises(UsageError, match="this run has none"):
         ruled("calibration.rms <= 0.2", judged_run({PGD: some(5, 10)}))
+
+
+@pytest.mark.parametrize("rule", ["rms <= 0.2", "ece <= 0.2", "nll <= 0.2", "brier <= 0.2", "aurra >= 0.8"])
+def test_a_few_sure_and_right_images_show_no_calibration(rule: str) -> None:
+    """Every resample of such images is the same."""
+    answers = [{"confidence": 0.99, "nll": 0.01, "brier": 0.001}]
+    few, many = judged_run({"clean": [True] * 5}, more=answers * 5), judged_run({"clean": [True] * 100}, more=answers * 100)
+    ruling = ruled(f"calibration.{rule}", few)
+    assert ruling.outcome == "inconclusive"
+    assert ruled(f"calibration.{rule}", many).outcome == "pass"
+    patients = judged_run({"clean": [True] * 100}, more=answers * 100, groups=[f"patient {i // 25}" for i in range(100)])
+    assert ruled(f"calibration.{rule}", patients).outcome == "inconclusive"
+
+
+def test_errors_over_corruptions_of_grouped_images_have_a_wider_interval() -> None:
+    wrong = {"fog[1]": [i // 20 % 5 > 0 for i in range(200)]}  # ten patients, two of them all wrong
+    alone, grouped = (
+        ruled("corruptions.mean_error <= 0.3", judged_run(wrong, groups=groups)) for groups in (None, [f"p{i // 20}" for i in range(200)])
+    )
+    assert (alone.outcome, grouped.outcome) == ("pass", "inconclusive")
+    assert alone.estimate == grouped.estimate == pytest.approx(0.2)
 
 
 def test_errors_over_corruptions_are_held_by_their_interval() -> None:

@@ -25,10 +25,12 @@ EVIL = "<b>evil & co</b>"
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two models on the same 40 images, and one of them on 20."""
+    """Two models on the same 40 images, one of them on 20, and there under a weak attack beside a strong one."""
     folder = tmp_path_factory.mktemp("runs")
     for name, model, limit in (("standard", "digits_standard", 40), ("robust", "digits_pgd_at", 40), ("few", "digits_pgd_at", 20)):
         evaluate(model, "pgd:steps=5", "digits", eps=0.15, limit=limit, witnesses="none", out=folder / name)
+    weak = ["fgsm", "pgd:steps=5"]
+    evaluate("digits_pgd_at", weak, "digits", eps=0.15, limit=20, witnesses="none", out=folder / "weak")
     return folder
 
 
@@ -91,6 +93,31 @@ def test_other_metrics_have_neither_interval_nor_change(runs: Callable[..., Path
     assert all(point.value > 1 and point.interval is None and point.change is None for point in line.points)
     with pytest.raises(UsageError, match="have a figure for median_distance"):
         read_history(folder, metric="median_distance")
+
+
+def test_other_figures_of_a_refuted_row_are_bounds_too(runs: Callable[..., Path], tmp_path: Path) -> None:
+    folder = runs(weak=2024, weak__again=2025)
+    for metric, condition, said in (("success_correct", "fgsm", "≥ "), ("accuracy", "fgsm", "≤ "), ("success_correct", "pgd", "")):
+        found = read_history(folder, metric=metric, condition=condition)
+        (line,) = found.lines
+        assert {point.trust == "refuted" for point in line.points} == {bool(said)}
+        _, files = REPORTS.get("history")(found, tmp_path / "out", ["html"])
+        assert f"<td>{said}{100 * line.points[0].value:.1f}<" in files[0].read_text()
+
+
+def test_no_change_is_told_where_one_run_was_attacked_more(runs: Callable[..., Path], tmp_path: Path) -> None:
+    folder = runs(robust=2024, robust__doubted=2025)
+    config = json.loads((folder / "robust__doubted" / "run.json").read_text())
+    (pgd,) = [c for c in config["conditions"] if c["kind"] == "attack"]
+    doubt = pgd | {"name": "square[linf,0.15]", "attack": "square", "kind": "doubt"}
+    rewritten(folder / "robust__doubted", conditions=[*config["conditions"], doubt])
+    found = read_history(folder)
+    changes = {line.condition.kind: line.points[1].change for line in found.lines}
+    assert changes["worst"] is None
+    assert changes["clean"] is not None
+    assert changes["attack"] is not None, "its own figure, which nothing refutes"
+    _, files = REPORTS.get("history")(found, tmp_path / "out", ["html"])
+    assert files[0].read_text().count("other attacks were tried") == 1
 
 
 def test_what_is_no_finished_run_is_named_and_skipped(runs: Callable[..., Path]) -> None:

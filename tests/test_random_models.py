@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 import robustbench_lite as rb
 from robustbench_lite.bpda import straight_through
+from robustbench_lite.checks import first_answer
+from robustbench_lite.classifier import Classifier
 from robustbench_lite.criteria import Misclassified
 from robustbench_lite.errors import UsageError
 from robustbench_lite.judge import Judge
@@ -119,6 +121,27 @@ def test_votes_are_not_the_luckiest_draw() -> None:
     # each answer is wrong with probability 0.16; PGD asks ten times and some answer is bound to be
     result = rb.evaluate(Noisy(0.1).eval(), "pgd:steps=10", data(*[0.4] * 20), eps=1e-4, votes=25)
     assert result.table.set_index("condition").loc["pgd:steps=10[linf,0.0001]", "correct"] >= 18
+
+
+class Scaled(nn.Module):
+    """Ten logits of an image's brightness with some noise, or none, as they are or otherwise scaled and moved."""
+
+    def __init__(self, noise: float, scale: float, constant: float, masked: bool) -> None:
+        super().__init__()
+        self.noise, self.scale, self.constant, self.masked = noise, scale, constant, masked
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = x.flatten(1).mean(1, keepdim=True) * torch.linspace(-5, 5, 10)
+        logits = self.scale * (logits + self.noise * torch.randn(logits.shape)) + self.constant
+        return torch.cat([logits[:, :9], torch.full_like(logits[:, :1], -torch.inf)], 1) if self.masked else logits
+
+
+@pytest.mark.parametrize(("scale", "constant", "masked"), [(1, 0, False), (1e-6, 0, False), (1e3, 0, False), (1, 1e3, False), (1, 0, True)])
+def test_neither_the_scale_of_the_logits_nor_a_constant_hides_that_a_model_is_random(scale: float, constant: float, masked: bool) -> None:
+    x, y = greys(0.3, 0.6), torch.tensor([0, 0])
+    for noise, random in ((0.1, True), (1e-7, False)):
+        model = Classifier(Scaled(noise, scale, constant, masked).eval(), name="scaled")
+        assert first_answer(model, x, y)[1] == random
 
 
 class Skewed(nn.Module):

@@ -70,7 +70,8 @@ def test_junit_fails_what_is_refuted_and_does_not_pass_what_is_doubtful(tmp_path
 
 
 def test_parquet_gives_the_same_numbers_back(tmp_path: Path) -> None:
-    parquet = pytest.importorskip("pyarrow.parquet", reason="needs pyarrow, the extra parquet")
+    from pyarrow import parquet
+
     result = refuted(tmp_path)
     result = believed(replace(result, verdicts=[*result.verdicts, verdict(3, "fgsm[linf,2/255]", label=[0, 1], distance=math.inf)]))
     table, samples = (parquet.read_table(path).to_pylist() for path in FORMATS.get("parquet")(result))
@@ -87,6 +88,8 @@ def test_parquet_without_pyarrow_names_the_extra(tmp_path: Path, monkeypatch: py
     with pytest.raises(UsageError, match=r"robustbench-lite\[parquet\]"):
         FORMATS.get("parquet")(example(tmp_path))
     assert not list(tmp_path.iterdir())
+    with pytest.raises(UsageError, match=r"--format parquet needs pyarrow: install robustbench-lite\[parquet\]"):
+        formats_of("html,parquet")  # so that a run of hours does not end with it
 
 
 def test_formats_are_read_and_wrong_ones_refused() -> None:

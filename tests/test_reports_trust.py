@@ -100,7 +100,9 @@ def test_the_terminal_has_80_columns_and_the_first_reason(told: tuple[Result, st
 
 def test_refuted_points_are_ringed_at_their_bound(told: tuple[Result, str]) -> None:
     assert "ringed: refuted, at most this" in told[1]
-    assert "ringed" not in page(example(told[0].folder))
+    assert f">{FGSM}, refuted: at least this<" in told[1]  # of the share that it broke
+    assert f">{PGD}, refuted" not in told[1]
+    assert not re.search("ringed|at least this", page(example(told[0].folder)))
     refuted(told[0].folder)
 
 

@@ -137,7 +137,7 @@ def test_an_empty_evaluation_has_no_accuracy() -> None:
 
 def test_the_table_has_its_columns_and_a_row_per_condition() -> None:
     verdicts = [verdict("a", False, CLEAN, forwards=1), verdict("a", True)]
-    config = {"model": {"name": "m"}, "data": {"name": "d"}}
+    config = {"model": {"name": "m"}, "data": {"name": "d", "n": 1}}
     result = Result(config, [CLEAN, PGD], verdicts, {"clean": 1.0}, lambda *_: None)
     assert tuple(result.table.columns) == TABLE_COLUMNS
     assert result.table["condition"].tolist() == ["clean", "pgd[linf,0.1]"]

@@ -63,6 +63,15 @@ def test_a_short_search_on_scores_is_no_search() -> None:
     assert trust("pgd[linf,0.1]", pgd(), short).level == "doubtful"
 
 
+@pytest.mark.parametrize(("eot", "queries"), [(None, 20_000), (5, 5_000)])
+def test_answers_that_are_averaged_are_no_further_queries(eot: int | None, queries: int) -> None:
+    config = {"observed": {"random-answers": {"random": True}}, "identity": {"eot": eot}}
+    for forwards, lacks in ((queries - 1, True), (queries, False)):
+        condition = attack("square:queries=1000", kind="doubt")
+        searched = condition, row(condition, set(), left(HALF), forwards=forwards)
+        assert bool(trust("pgd[linf,0.1]", pgd(), searched, config=config).missing) == lacks
+
+
 def test_a_search_that_was_broken_off_is_one_for_the_images_that_it_met() -> None:
     believed = trust("pgd[linf,0.1]", pgd(), doubt("square:queries=1000", set(), left(HALF)[:-1]))
     assert believed.level == "doubtful"

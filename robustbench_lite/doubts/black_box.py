@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from robustbench_lite.diagnostics import Counter, Evidence, Finding
-from robustbench_lite.registry import diagnostic
+from robustbench_lite.registry import Spec, diagnostic
 from robustbench_lite.results import Condition
 from robustbench_lite.telling import base, climbers, doubted, left_by_gradients, tells
 from robustbench_lite.trust import SEARCH
@@ -21,7 +21,7 @@ class BlackBox:
     """
 
     def doubts(self, asked: Sequence[Condition]) -> Iterator[Counter]:
-        if not any("square" in (base(c), *c.doors) for c in asked):
+        if not any(_searches(c) for c in asked):
             yield Counter(f"square:queries={SEARCH}")
 
     def findings(self, evidence: Evidence) -> Iterator[Finding]:
@@ -42,6 +42,12 @@ class BlackBox:
                     {"broken": len(broken), "left": len(left)},
                     tuple(broken),
                 )
+
+
+def _searches(condition: Condition) -> bool:
+    """Whether an attack has a Square in it that is long enough to be held against the others."""
+    queries = Spec.parse(str(condition.attack)).options.get("queries", SEARCH)
+    return "square" in condition.doors or (base(condition) == "square" and int(queries) >= SEARCH)
 
 
 def _broken_blindly(evidence: Evidence, condition: Condition) -> Mapping[str, str]:

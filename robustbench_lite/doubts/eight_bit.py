@@ -44,6 +44,7 @@ def _rounded(look: Look, condition: Condition) -> dict[str, int]:
 
     from robustbench_lite.conditions import Target, criterion
 
+    target = cast(Target | None, condition.target)
     broken = [v.sample_id for v in look.result.of(condition.name) if v.broken and v.witness is not None][:ASKED]
     lost = 0
     for start in range(0, len(broken), BATCH):
@@ -51,7 +52,9 @@ def _rounded(look: Look, condition: Condition) -> dict[str, int]:
         kept = [look.result.witness(condition.name, key) for key in ids]
         images = torch.stack([witness.adversarial for witness in kept if witness is not None]).to(look.device)
         clean, labels = look.batch(ids)
-        rule = criterion(labels, cast(Target | None, condition.target), look.judge.passes.logits(clean))
+        # of the clean answers, only the least likely class matters
+        said = look.judge.passes.logits(clean) if target == "least-likely" else look.logits[:1].expand(len(ids), -1)
+        rule = criterion(labels, target, said)
         answers = look.judge.logits((images * 255).round() / 255, rule, ids)
         lost += int((rule.margin(answers) <= 0).sum())
     return {"asked": len(broken), "lost": lost}

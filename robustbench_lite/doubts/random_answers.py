@@ -27,9 +27,8 @@ class RandomAnswers:
             return
         # a transfer attack searches on a surrogate, which is not random; where nothing is left there is nothing to doubt
         rows = [row for row in evidence.attacks if row.source is None and evidence.standing(row)]
-        answers = _answers(evidence)
         for row in rows:
-            yield _finding(evidence, row, answers)
+            yield _finding(evidence, row, evidence.answers(row))
         if not rows:
             yield Finding(
                 "random-answers",
@@ -38,13 +37,6 @@ class RandomAnswers:
                 "the model answers the same image differently each time",
                 "every verdict is the majority of several answers",
             )
-
-
-def _answers(evidence: Evidence) -> int:
-    """How many answers the run's attacks averaged."""
-    from robustbench_lite.ways import DRAWS
-
-    return int(evidence.result.config["identity"].get("eot") or DRAWS)
 
 
 def _finding(evidence: Evidence, row: Condition, answers: int) -> Finding:

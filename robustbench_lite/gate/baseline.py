@@ -63,7 +63,7 @@ class Baseline:
         return self.rows[condition.name]
 
     def _same_data(self, result: Result) -> None:
-        """The same digest, or some of the same images with the same labels."""
+        """The same digest, or fewer of the same images with the same labels."""
         data = result.config["data"]
         if data["digest"] == self.data["digest"]:
             return
@@ -73,6 +73,11 @@ class Baseline:
             raise RunMismatch(
                 f"{self.source} is of other data ({self.data['name']}, {len(self.labels)} images; of {data['name']}, the data here, it has "
                 f"{len(shared)} of {len(ours)}): evaluate on the same images, or write it anew"
+            )
+        if len(ours) == len(self.labels):  # files are known by their paths, and only the digest knows more of what is in them
+            raise RunMismatch(
+                f"{self.source} is of other data: the images of {data['name']} have the same names here and differ in content or order: "
+                "evaluate on the same images, or write it anew"
             )
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, Group, Parameter
 
-from ..console import application, bars, show, whole
+from ..console import application, bars, complain, show, whole
 from ..errors import UsageError
 from .rulings import Judgement, OnInconclusive
 
@@ -85,7 +85,12 @@ def gate(
     asked = read_settings(config, {name: value for name, value in given.items() if value is not None})
     with bars() as progress:
         judgement = run_gate(asked, fresh=fresh, command=shlex.join(["robust-eval", *sys.argv[1:]]), progress=progress)
-    _say(judgement)
+    try:
+        _say(judgement)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # a reader of our output that has gone, as in `robust-eval gate | head`, must not turn a failed gate into a passed one
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return failed if judgement.exit_code == 1 else judgement.exit_code
 
 
@@ -140,7 +145,7 @@ def _fail_exit_code() -> int:
 
 
 def _say(judgement: Judgement) -> None:
-    """Print the rulings, write the files, and tell GitHub where it runs this."""
+    """Write the files, print the rulings, and tell GitHub where it runs this; printing comes last, because it ends where nobody reads."""
     from ..registry import REPORTS
     from ..store import explained
 
@@ -150,10 +155,19 @@ def _say(judgement: Judgement) -> None:
         for name in FILES:
             REPORTS.get(name)(judgement)
         summary = REPORTS.get("gate-markdown")(judgement)
+    if step := os.environ.get("GITHUB_STEP_SUMMARY"):
+        _append(summary, Path(step))
     show(REPORTS.get("gate-terminal")(judgement))
     print(f"written: {summary.with_name('gate.json')}, and beside it gate.md, gate-junit.xml, gate.sarif, badge.svg, report.html")
     if os.environ.get("GITHUB_ACTIONS") == "true":
-        print("\n".join(REPORTS.get("gate-annotations")(judgement)))
-    if step := os.environ.get("GITHUB_STEP_SUMMARY"):
-        with explained(Path(step)), Path(step).open("a", encoding="utf-8") as stream:
+        for line in REPORTS.get("gate-annotations")(judgement):
+            print(line)
+
+
+def _append(summary: Path, step: Path) -> None:
+    """Add the summary to that of the step. Where that cannot be, the outcome stands and is what the command ends with."""
+    try:
+        with step.open("a", encoding="utf-8") as stream:
             stream.write(summary.read_text(encoding="utf-8"))
+    except OSError as error:
+        complain("robust-eval", f"GITHUB_STEP_SUMMARY: {step} cannot be written ({error.strerror}); {summary} has the text")

@@ -9,6 +9,7 @@ from functools import cached_property
 from ..diagnostics import Evidence, Finding
 from ..errors import UsageError
 from ..paired import holm
+from ..registry import DIAGNOSTICS
 from ..results import Condition, Result, eps_text
 from .baseline import Baseline
 from .figures import limited
@@ -183,24 +184,32 @@ class _Gate:
         seen = []
         for word in rule.words:
             if word in ("refuted", "doubtful"):
-                seen += self._refuted()
+                seen += self._refuted(names)
             if word == "doubtful":
                 judged = {name: self.result.trust[name] for name in names}
                 seen += [f"{name} is {t.level}: {'; '.join(t.reasons)}" for name, t in judged.items() if t.level != "sound"]
             elif word != "refuted":
                 seen += [f"{word}: {finding.seen}" for finding in self.result.findings if finding.check == word]
         seen = list(dict.fromkeys(seen))
-        message = " / ".join(seen) if seen else f"none in {', '.join(names)}"
+        message = " / ".join(seen) if seen else f"none in {', '.join(names)}{_untried(self.result, names)}{self._unasked(rule)}"
         return Ruling(rule.text, "", "fail" if seen else "pass", message, False, figures={"findings": len(seen)}, line=rule.line)
 
-    def _refuted(self) -> list[str]:
-        evidence = Evidence(self.result)
+    def _refuted(self, names: Sequence[str]) -> list[str]:
+        """Of the rows judged, those that are refuted, and the images that all attacks at one size left and that have a witness."""
+        trusts, evidence = self.result.trust, Evidence(self.result)
         missed = {(norm, eps): len(evidence.missed(norm, eps)) for norm, eps in evidence.balls}
-        return [
+        said = [f"{name} is refuted: {'; '.join(trusts[name].reasons)}" for name in names if trusts[name].level == "refuted"]
+        return said + [
             f"{count} images that the attacks at {norm} {eps_text(eps)} left have a witness of another"
             for (norm, eps), count in missed.items()
             if count
         ]
+
+    def _unasked(self, rule: NoneOf) -> str:
+        """The checks of a rule that had less to look at than they might, to be said where they found nothing."""
+        doubted = any(c.kind == "doubt" for c in self.result.conditions)
+        words = [] if doubted else [word for word in rule.words if word in DIAGNOSTICS.names() and _doubts(word)]
+        return f"; only with doubt = true there is all that {', '.join(words)} can look at" if words else ""
 
     # ------------------------------------------------------------------ what is said of it
 
@@ -258,15 +267,24 @@ class _Gate:
             judged = "invalid" if outcome == "pass" else outcome
             reasons = "; ".join(f"{finding.check}: {finding.seen}" for finding in against)
             message += f", {'but this figure cannot be believed' if outcome == 'pass' else 'and the figure is in doubt'} ({reasons})"
-        missing = [lacking for name in names for lacking in self.result.trust[name].missing] if judged == "pass" else []
-        if missing:
-            message += f"; not tried: {'; '.join(missing)}"
-        return replace(ruling, outcome=judged, message=message)
+        return replace(ruling, outcome=judged, message=message + (_untried(self.result, names) if judged == "pass" else ""))
 
 
 def _against(findings: Sequence[Finding], names: Sequence[str]) -> list[Finding]:
     """What speaks against the figures of some rows."""
     return [f for f in findings if f.weight != "notes" and f.check != COUNTED_HERE and set(f.conditions) & set(names)]
+
+
+def _untried(result: Result, names: Sequence[str]) -> str:
+    """What sound rows must have had and these had not, to be said beside a pass."""
+    missing = list(dict.fromkeys(lacking for name in names for lacking in result.trust[name].missing))
+    return f"; not tried: {'; '.join(missing)}" if missing else ""
+
+
+def _doubts(check: str) -> bool:
+    """Whether a check tries or asks more in doubt."""
+    built = DIAGNOSTICS.build(check)
+    return hasattr(built, "doubts") or bool(getattr(built, "dear", False))
 
 
 def _of(ruling: Ruling) -> str:

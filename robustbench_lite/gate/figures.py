@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from ..calibration import aurra, ece, rms_calibration_error
 from ..corruption_metrics import corruptions
 from ..errors import UsageError, did_you_mean
-from ..results import Result, Verdict
-from .rules import Bound
+from ..results import Condition, Result, Verdict
+from ..stats import clopper_pearson
+from .groups import effective_size
+from .rules import LARGEST, Bound
 
 RESAMPLES = 1000
 LEVEL = 0.025
@@ -50,7 +52,7 @@ def limited(rule: Bound, result: Result, alpha: float) -> Limited:
 
 
 def _corruptions(rule: Bound, result: Result, alpha: float) -> Limited:
-    """Limits are those of `corruption_metrics`, each at LEVEL, which is stricter than the usual alpha."""
+    """Limits are those of `corruption_metrics`, each at LEVEL, stricter than the usual alpha; wider where images are grouped."""
     found = {_word(figure.name): figure for figure in corruptions(result).figures}
     rows = [c for c in result.conditions if c.kind == "corruption"]
     if not rows:
@@ -63,19 +65,39 @@ def _corruptions(rule: Bound, result: Result, alpha: float) -> Limited:
     figure = found[rule.metric]
     if figure.estimate.low is None or figure.estimate.high is None:
         raise UsageError(f"{rule.text}: {figure.name} has no interval, so that nothing can be decided by it: use corruptions.mean_error")
-    if alpha < LEVEL:
-        raise UsageError(f"{rule.text}: limits over corruptions are at the level {LEVEL:g}, and alpha = {alpha:g} is below it")
+    check_level(rule, alpha)
     verdicts = [v for c in rows for v in result.of(c.name)]
-    estimate = figure.estimate
+    value, low, high = (share / 100 for share in (figure.estimate.value, figure.estimate.low, figure.estimate.high))
+    wider = _widened(rows, result)
     return Limited(
-        estimate.value / 100,
-        figure.estimate.low / 100,
-        figure.estimate.high / 100,
+        value,
+        max(value - wider * (value - low), 0.0),
+        value + wider * (high - value),
         min(len(result.of(c.name)) for c in rows),
         sum(v.broken is None for v in verdicts),
         [c.name for c in rows],
         f"{figure.name}, {figure.meaning}",
     )
+
+
+def check_level(rule: Bound, alpha: float) -> None:
+    """Refuse a level that the limits of a figure over corruptions do not have.
+
+    Raises:
+        UsageError: it is below LEVEL.
+    """
+    if rule.row == "corruptions" and alpha < LEVEL:
+        raise UsageError(f"{rule.text}: limits over corruptions are at the level {LEVEL:g}, and alpha = {alpha:g} is below it")
+
+
+def _widened(rows: Sequence[Condition], result: Result) -> float:
+    """By how much grouping widens an interval over images: the root of n over the images that are as good as independent."""
+    wrong: dict[str, list[bool]] = {}
+    groups: dict[str, str] = {}
+    for verdict in (v for c in rows for v in result.of(c.name)):
+        wrong.setdefault(verdict.sample_id, []).append(verdict.broken is not False)
+        groups[verdict.sample_id] = verdict.group or f"\0{verdict.sample_id}"
+    return float(np.sqrt(len(wrong) / effective_size([float(np.mean(each)) for each in wrong.values()], list(groups.values()))))
 
 
 def _word(name: str) -> str:
@@ -87,7 +109,8 @@ def _calibration(rule: Bound, result: Result, alpha: float) -> Limited:
     """Limits by a bootstrap over images, seeded: the wider of the percentile's and its reflection at the estimate, each at level alpha.
 
     Calibration errors come out larger in a resample than in the sample, as they do in a sample than in truth. The wider of the two limits
-    is right whichever way that goes.
+    is right whichever way that goes. Neither limit is nearer than that of the accuracy of the same images, on which all these figures hang:
+    resamples of a few images that are all right know of no wrong ones, and would shrink to a point.
     """
     verdicts = result.of("clean")
     likely = [v for v in verdicts if v.broken is not None and v.nll is not None and v.brier is not None]
@@ -101,10 +124,26 @@ def _calibration(rule: Bound, result: Result, alpha: float) -> Limited:
     )
     value = figure(np.arange(len(likely)))
     below, above = (float(np.quantile(resampled, share)) for share in (alpha, 1 - alpha))
-    low, high = min(below, 2 * value - above), max(above, 2 * value - below)
+    reach = _reach(likely, members, alpha)
+    low, high = min(below, 2 * value - above, value - reach), max(above, 2 * value - below, value + reach)
     return Limited(
-        value, max(low, 0.0), high, len(likely), len(verdicts) - len(likely), ["clean"], f"calibration {rule.metric} of clean images"
+        value,
+        max(low, 0.0),
+        min(high, LARGEST[rule.metric]),
+        len(likely),
+        len(verdicts) - len(likely),
+        ["clean"],
+        f"calibration {rule.metric} of clean images",
     )
+
+
+def _reach(verdicts: Sequence[Verdict], members: Sequence[NDArray[np.intp]], alpha: float) -> float:
+    """How far the true accuracy may lie from that of these images, by the farther of its Clopper-Pearson limits."""
+    right = [not v.broken for v in verdicts]
+    group = {int(place): number for number, places in enumerate(members) for place in places}
+    size, share = effective_size(right, [group[place] for place in range(len(right))]), float(np.mean(right))
+    low, high = clopper_pearson(share * size, size, alpha)
+    return max(share - low, high - share)
 
 
 def _members(verdicts: Sequence[Verdict]) -> list[NDArray[np.intp]]:

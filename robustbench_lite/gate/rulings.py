@@ -66,10 +66,10 @@ class Judgement:
 
     @property
     def outcome(self) -> Outcome:
-        """The gravest of all: fail, which weak attacks cannot have made up, then invalid, then inconclusive."""
+        """The gravest of all: fail, which weak attacks cannot have made up, then invalid, then inconclusive. Without rulings: invalid."""
         outcomes = {ruling.outcome for ruling in self.rulings}
         order: tuple[Outcome, ...] = ("fail", "invalid", "inconclusive", "pass")
-        return next((outcome for outcome in order if outcome in outcomes), "pass")
+        return next((outcome for outcome in order if outcome in outcomes), "invalid")
 
     @property
     def exit_code(self) -> int:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from inspect import signature
 from pathlib import Path
+from typing import Any
 
 from ..attacking import Enough, Progress
 from ..classifier import Classifier
@@ -18,10 +20,11 @@ from ..models import load_model
 from ..results import Condition, Result, eps_text
 from ..shifts import sequences, shifts
 from . import baseline as baselines
-from .baseline import Baseline
+from .baseline import TERMS, Baseline
 from .decisions import decide
 from .early import Watch
-from .rules import NO_WORSE, NoneOf, NoWorse, Rule, parse, row_of
+from .figures import check_level
+from .rules import NO_WORSE, Bound, NoneOf, NoWorse, Rule, parse, row_of
 from .rulings import Judgement
 from .settings import Asked, Settings
 
@@ -115,8 +118,8 @@ def planned(asked: Asked) -> Plan:
     conditions = _conditions(settings, images)
     if baseline is not None and not any(isinstance(rule, NoWorse) for rule in rules):
         rules += [_rule(settings, f"{c.name}.accuracy no_worse_than baseline") for c in conditions if c.kind in ("clean", "worst")]
-    _check(rules, asked.file, conditions)
-    _compare(rules, baseline, images, conditions, settings.seed)
+    _check(rules, asked.file, conditions, settings.alpha)
+    _compare(rules, baseline, images, conditions, settings)
     return Plan(settings, classifier, data, images, conditions, rules, baseline)
 
 
@@ -154,7 +157,7 @@ def _conditions(settings: Settings, images: LabelledImages) -> list[Condition]:
     ]
 
 
-def _check(rules: Sequence[Rule], file: str, conditions: Sequence[Condition]) -> None:
+def _check(rules: Sequence[Rule], file: str, conditions: Sequence[Condition], alpha: float) -> None:
     """Refuse rules that no row of the run can answer."""
     kinds = {c.kind for c in conditions}
     for rule in rules:
@@ -165,22 +168,29 @@ def _check(rules: Sequence[Rule], file: str, conditions: Sequence[Condition]) ->
             raise UsageError(f'{where}{rule.text}: the gate evaluates no corruptions: add corruptions = ["imagenet-c"]')
         if rule.row == "calibration" and "clean" not in kinds:
             raise UsageError(f"{where}{rule.text}: calibration is of clean images, and the data holds none")
-        if rule.row not in ("corruptions", "calibration"):
-            try:
+        try:
+            if isinstance(rule, Bound):
+                check_level(rule, alpha)
+            if rule.row not in ("corruptions", "calibration"):
                 row_of(rule, conditions)
-            except UsageError as error:
-                raise UsageError(f"{where}{error}") from None
+        except UsageError as error:
+            raise UsageError(f"{where}{error}") from None
 
 
-def _compare(rules: Sequence[Rule], baseline: Baseline | None, images: LabelledImages, conditions: Sequence[Condition], seed: int) -> None:
+def _compare(
+    rules: Sequence[Rule], baseline: Baseline | None, images: LabelledImages, conditions: Sequence[Condition], settings: Settings
+) -> None:
     """Refuse a baseline that is known not to compare before anything was evaluated; `decide` looks at the rest."""
     compared = [rule for rule in rules if isinstance(rule, NoWorse)]
     if baseline is None:
         if compared:
             raise UsageError(f"{compared[0].text}: there is no baseline: give one with --baseline, or baseline = ... in the settings")
         return
-    if baseline.terms.get("seed") != seed:
-        raise RunMismatch(f"{baseline.source} was made with seed {baseline.terms.get('seed')}, not {seed}: use the same, or write it anew")
+    for term, here in _terms(settings).items():
+        if baseline.terms.get(term) != here:
+            raise RunMismatch(
+                f"{baseline.source} was made with {term} {baseline.terms.get(term)}, not {here}: use the same, or write it anew"
+            )
     other = [key for key in images.ids if key not in baseline.labels]
     if other:
         raise RunMismatch(
@@ -192,6 +202,12 @@ def _compare(rules: Sequence[Rule], baseline: Baseline | None, images: LabelledI
         if name not in baseline.rows:
             had = f"it has {', '.join(baseline.rows)}"
             raise RunMismatch(f"{baseline.source} has no {name}, {had}: evaluate the same conditions, or write it anew")
+
+
+def _terms(settings: Settings) -> dict[str, Any]:
+    """What a gate's run has of `TERMS`: the seed, and else what `evaluate` does by itself."""
+    usual = {name: each.default for name, each in signature(evaluate).parameters.items() if name in TERMS}
+    return {**usual, "surrogates": list(usual["surrogates"]), "seed": settings.seed}
 
 
 def _cut_short(result: Result, images: int) -> Iterator[str]:

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Five gates on bundled models, whose exit codes are compared with what they should be. From the repository's root:
+# Six gates on bundled models, whose exit codes are compared with what they should be. From the repository's root:
 #   docs/examples/gate/demo.sh .venv/bin/robust-eval
 set -u
 program=${1:-robust-eval}
