@@ -282,7 +282,9 @@ class Result:
             if c.kind != "doubt":
                 row, trust = table_row(c, self.of(c.name), model, data, self.seconds.get(c.name, 0.0), right), self.trust[c.name]
                 rows.append(row | {"trust": trust.level, "at_most": trust.at_most, "reasons": "; ".join(trust.reasons)})
-        return pd.DataFrame(rows, columns=list(TABLE_COLUMNS)).astype({"severity": "Int64"})
+        # else names would become text of Arrow's where that is installed, which cannot hold a path whose bytes are no UTF-8
+        with pd.option_context("mode.string_storage", "python"):
+            return pd.DataFrame(rows, columns=list(TABLE_COLUMNS)).astype({"severity": "Int64"})
 
     @cached_property
     def findings(self) -> list[Finding]:

@@ -18,11 +18,16 @@ from typing import Literal
 
 from .diagnostics import Evidence, Finding
 from .results import Condition, Result, Verdict
-from .telling import base, climbs
+from .telling import base, climbs, longest
 
 Level = Literal["sound", "doubtful", "refuted"]
 SEARCH = 1000
 """Queries from which on a black box has been tried in earnest; a random search of this length has tried random points too."""
+
+STEPS = 10
+"""Steps from which on a search that follows gradients has been tried in earnest."""
+BLIND_STEPS = 100
+"""The same under the goals where no image leaves early, so that nobody knows whether the last steps still found something."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +72,12 @@ def _missing(evidence: Evidence, condition: Condition, left: Set[str]) -> tuple[
     searched = {v.sample_id for c in tried for v in evidence.verdicts(c) if _queries(c, v) >= SEARCH * evidence.answers(c)}
     sprinkled = {v.sample_id for c in tried if base(c) == "noise" for v in evidence.verdicts(c)}
     lacking = []
-    if not any(climbs(evidence, c) for c in own):
+    steps = max((longest(evidence, c) for c in own if climbs(evidence, c)), default=0)
+    least = STEPS if own[0].goal == "first" else BLIND_STEPS
+    if not steps:
         lacking.append("no attack followed the model's gradients over several steps: add pgd or autoattack")
+    elif steps < least:
+        lacking.append(f"gradients were followed for {steps} steps, and goal {own[0].goal} asks for {least}: give the attack more")
     if not left <= searched:
         lacking.append(f"no attack without gradients was tried ({SEARCH:,} queries an image or more): add square, or --doubt")
     if not left <= searched | sprinkled:

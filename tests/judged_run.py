@@ -11,7 +11,7 @@ from robustbench_lite.results import VERDICT_FIELDS, Condition, Result, Verdict,
 
 PGD = "pgd[linf,0.1]"
 BLANK: dict[str, Any] = dict.fromkeys(VERDICT_FIELDS) | {
-    "label": 1, "clean_prediction": 1, "restart": 0, "distance": 0.0, "confidence": 0.5, "steps": 3, "forwards": 4, "backwards": 3,
+    "label": 1, "clean_prediction": 1, "restart": 0, "distance": 0.0, "confidence": 0.5, "steps": 40, "forwards": 41, "backwards": 40,
     "precision": "fp32", "seed": 0,
 }  # fmt: skip
 NOTHING = object()

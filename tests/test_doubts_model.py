@@ -180,7 +180,7 @@ class OneHot(torch.autograd.Function):
 
 def test_outputs_that_tell_the_class_alone_are_doubted_whatever_was_tried(evaluated: Fixture) -> None:
     blind = {"eps": 0.001, "count": 30}
-    asked = ["pgd:steps=5", "square:queries=1000"]
+    asked = ["pgd:steps=10", "square:queries=1000"]
     result = evaluated(asked, after=OneHot.apply, **blind)
     (finding,) = found(result, "coarse-scores")
     assert (finding.weight, finding.figures) == ("doubts", {"values": 1, "n": 30})

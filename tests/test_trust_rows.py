@@ -57,6 +57,18 @@ def test_what_was_not_tried_makes_a_row_doubtful(rows: list[Row], lacks: str) ->
         assert any(lacks in sentence for sentence in believed.missing)
 
 
+@pytest.mark.parametrize(
+    ("goal", "steps", "enough"), [("first", 9, False), ("first", 10, True), ("full", 99, False), ("closest", 100, True)]
+)
+def test_gradients_must_be_followed_for_long_enough(goal: str, steps: int, enough: bool) -> None:
+    condition = attack("pgd", goal=goal)
+    quick = row(condition, HALF, sorted(HALF), steps=1, forwards=1, backwards=1)
+    slow = row(condition, set(), left(HALF), steps=steps, forwards=steps + 1)
+    found = trust("pgd[linf,0.1]", (condition, [*quick, *slow]), simple("square", HALF))
+    assert found.level == ("sound" if enough else "doubtful")
+    assert [f"for {steps} steps" in reason for reason in found.reasons] == ([] if enough else [True])
+
+
 def test_a_short_search_on_scores_is_no_search() -> None:
     condition = attack("square:queries=1000", kind="doubt")
     short = condition, row(condition, set(), left(HALF), forwards=900)
