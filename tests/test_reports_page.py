@@ -16,7 +16,7 @@ from report_run import EVIL, FGSM, PGD, WORST, believed, example, page, refuted,
 
 from robustbench_lite.results import Result
 
-CSS = Path(__file__).parents[1].joinpath("reports/report.css")
+CSS = Path(__file__).parents[1].joinpath("reports/page.css")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 in_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
 
