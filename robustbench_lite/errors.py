@@ -10,8 +10,8 @@ RobustEvalError
 ├── InvalidEvaluation        4  the evaluation began and its numbers cannot be trusted
 └── WitnessRefuted           1  `verify` found a witness that does not hold
 
-Without an error, 1 also means that a gate failed, that `--strict` met a row that is not sound, or that `compare --fail-on-difference` found a
-difference; 3, that a gate could not tell.
+Without an error, 1 also means that a gate failed, that `--strict` met a row that is not sound, or that `compare --fail-on-difference`
+found a difference; 3, that a gate could not tell.
 """
 
 from __future__ import annotations
