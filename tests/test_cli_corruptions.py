@@ -140,6 +140,7 @@ def test_images_that_are_too_small(inside: Callable[..., Ran], tmp_path: Path) -
     assert "fog: images of 12x12 are too small, 16 pixels are the least" in ran.complaint
 
 
+@pytest.mark.slow
 def test_killed_and_interrupted_runs_go_on(robust_eval: CommandLine) -> None:
     asked = ("--model", "digits_cnn", "--limit", "300", "--corruption", "all", "--batch-size", "16")
     assert robust_eval(*asked, "--out", "whole").code == 0
