@@ -102,7 +102,7 @@ def legend(shown: Sequence[Row]) -> list[str]:
     levels = {row.trust for row in shown}
     lines = {
         "refuted": "≤ refuted: of the images in brackets, which the row counts as correct, some are known to be broken.",
-        "doubtful": "? doubtful: the accuracy may be lower; what was tried does not suffice to believe it.",
+        "doubtful": "? doubtful: the accuracy may be lower, or known too roughly.",
     }
     return [line for level, line in lines.items() if level in levels]
 
