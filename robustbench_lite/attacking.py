@@ -97,13 +97,8 @@ class Attacking:
         self._remark(job)
 
     def _remark(self, job: Job) -> None:
-        """Note what a reader of the row must know to trust it."""
-        name, source, budget = job.condition.name, job.condition.source, self.options.query_budget
-        if flat := self.store.count(name, "broken = 0 AND reason = ?", FLAT):
-            advice = "try loss=margin or another surrogate" if source else "add `square`"
-            self.notes.append(f"{name}: {FLAT} for {flat} of the images that are not broken, which says nothing of them: {advice}")
-        if budget and (ended := self.store.count(name, "broken = 0 AND forwards + backwards >= ?", budget)):
-            self.notes.append(f"{name}: the query budget ended the search for {ended} of the images that are not broken")
+        """Note what the matrix of a transfer attack lacks; how far the row can be trusted, the diagnostics say."""
+        name, source = job.condition.name, job.condition.source
         outside = "sample_id NOT IN (SELECT sample_id FROM transferred t WHERE t.condition = verdicts.condition)"
         if source and (unmade := self.store.count(name, outside)):
             self.notes.append(

@@ -216,4 +216,4 @@ class Waiting:
 
 def test_a_budget_that_ended_the_search_is_said() -> None:
     result = rb.evaluate(Brightness().eval(), InTurn(), data(), eps=0.3, query_budget=5)
-    assert any("the query budget ended the search for 3 of the images" in note for note in result.config["notes"])
+    assert [finding.figures["ended"] for finding in result.findings if finding.check == "unfinished"] == [3]

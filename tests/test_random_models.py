@@ -223,4 +223,5 @@ def test_an_attack_that_also_needs_no_gradients_goes_on_and_says_which_images_it
     survivors = [v for v in result.verdicts if v.broken is False and v.condition.startswith("autoattack")]
     assert survivors
     assert {v.reason for v in survivors} == {"every gradient was exactly zero"}
-    assert any("every gradient was exactly zero for" in note for note in result.config["notes"])
+    (finding,) = (each for each in result.findings if each.check == "gradients" and each.conditions[0].startswith("autoattack"))
+    assert (finding.weight, set(finding.samples)) == ("doubts", {v.sample_id for v in survivors})
