@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -24,9 +25,8 @@ def write_whole(file: Path, write: Callable[[Path], object]) -> None:
         with part.open("rb") as written:
             os.fsync(written.fileno())  # or a power cut after the replacement could leave an empty file
         os.replace(part, file)
-    except (OSError, RuntimeError) as error:  # torch.save turns that of a full disk into a RuntimeError of its own
-        reason = next((each.strerror for each in (error, error.__context__) if isinstance(each, OSError)), error)
-        raise InvalidEvaluation(f"could not write {file}: {reason}; what was there before is as it was") from error
+    except OSError as error:
+        raise InvalidEvaluation(f"could not write {file}: {error.strerror or error}; what was there before is as it was") from error
     finally:
         part.unlink(missing_ok=True)
 
@@ -37,12 +37,10 @@ def keep_state(file: Path, identity: dict[str, Any], state: dict[str, Any]) -> N
     Raises:
         InvalidEvaluation: it could not be written.
     """
-
-    def write(part: Path) -> None:
-        with part.open("wb") as opened:
-            torch.save({"identity": identity, "state": state}, opened)
-
-    write_whole(file, write)
+    # in memory first: Ctrl-C inside a file's write ends in torch.save as an error of its own, or aborts the process
+    packed = io.BytesIO()
+    torch.save({"identity": identity, "state": state}, packed)
+    write_whole(file, lambda part: part.write_bytes(packed.getbuffer()))
 
 
 def kept_state(file: Path, identity: dict[str, Any]) -> dict[str, Any] | None:

@@ -20,6 +20,7 @@ from robustbench_lite.defenses import training as loop
 from robustbench_lite.defenses.adversary import attack_for_training
 from robustbench_lite.defenses.job import save
 from robustbench_lite.defenses.selection import Selection
+from robustbench_lite.defenses.states import keep_state, kept_state
 from robustbench_lite.defenses.train_cli import main
 from safetensors.torch import load_file
 from torch import Tensor
@@ -319,8 +320,10 @@ def test_a_full_disk_is_one_line_and_leaves_what_was_there(tmp_path: Path) -> No
     assert [file.name for file in tmp_path.iterdir()] == ["a.training.csv"]
 
 
-@pytest.mark.parametrize("broken", ["replace", "save"])
-def test_a_state_that_cannot_be_written_leaves_the_one_before(broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("place", "broken"), [(os, "replace"), (Path, "write_bytes")])
+def test_a_state_that_cannot_be_written_leaves_the_one_before(
+    place: object, broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     state = tmp_path / "state"
     interrupted(state)
     before = state.read_bytes()
@@ -328,11 +331,34 @@ def test_a_state_that_cannot_be_written_leaves_the_one_before(broken: str, tmp_p
     def full(*arguments: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(os if broken == "replace" else torch, broken, full)
+    monkeypatch.setattr(place, broken, full)
     with pytest.raises(InvalidEvaluation, match=r"could not write .*/state: No space left on device; what was there before is as it was"):
         training(state_file=state).run()
     assert [file.name for file in tmp_path.iterdir()] == ["state"]
     assert state.read_bytes() == before
+
+
+@pytest.mark.filterwarnings("ignore:Exception ignored in")  # between a file's opening and its `with`, nothing can close it
+def test_an_interruption_at_any_point_of_keeping_a_state_stays_one(tmp_path: Path) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def keep_until(seconds: float) -> None:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        while True:
+            keep_state(tmp_path / "state", {}, state)
+
+    state = {str(number): torch.zeros(50_000) for number in range(10)}
+    keep_state(tmp_path / "state", {}, state)
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for tenth_of_ms in range(1, 61):
+            with pytest.raises(KeyboardInterrupt):  # of torch.save into an open file: RuntimeError, or the end of the process
+                keep_until(tenth_of_ms / 10_000)
+            assert kept_state(tmp_path / "state", {}) is not None
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_an_interrupted_training_exits_130_and_keeps_its_state(tmp_path: Path) -> None:
