@@ -10,9 +10,10 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .cascade import Course, Stage, through
-from .conditions import Job, aimed_class, clean_criterion, criterion
+from .conditions import Job, clean_criterion, criterion, offered
 from .engines import local
 from .judge import Judge
 from .plan import Attack, Finding, Plan, Subject
@@ -109,6 +110,7 @@ class Attacking:
         """What is to be attacked, and how many images are broken so far; images that need no attack get their verdicts here.
 
         A transfer attack is made of every image, also of those that the target gets wrong by itself: its success is counted over all.
+        Where the outputs are asked for, every attack is: an image that is wrong already can be made wrong more surely.
         """
         name, left_out = job.condition.name, 0
         subjects: list[Subject] = []
@@ -122,11 +124,11 @@ class Attacking:
         labels = self.samples.labels([answer.id for answer in usable])
         rules = criterion(labels, job.target, logits)
         met = (rules.margin(logits) > 0).tolist()
-        aimed = None if job.target is None else aimed_class(job.target, logits)
+        gains, aimed = (torch.ones(len(labels), dtype=torch.bool), None) if job.target is None else offered(labels, job.target, logits)
         for row, answer in enumerate(usable):
-            if aimed is not None and bool(aimed[row] == labels[row]):
+            if not gains[row]:
                 left_out += 1
-            elif (met[row] or answer.wrong) and job.condition.source is None:  # a targeted run too: wrong without an attack is not robust
+            elif (met[row] or answer.wrong) and not self._everyone(job):  # a targeted run too: wrong without an attack is not robust
                 target = None if aimed is None else int(aimed[row])
                 self.store.add(self.samples.verdict(name, answer, answer.said, broken=True, broken_by="clean", target=target))
             else:
@@ -134,7 +136,8 @@ class Attacking:
                     Subject(answer.id, partial(self.samples.load, answer.id), rules.take(slice(row, row + 1)), logits[row : row + 1])
                 )
         if left_out:
-            self.notes.append(f"{name}: {left_out} images of the target's own class are left out")
+            reason = "of the target's own class" if aimed is not None else "that offer the attacker nothing"
+            self.notes.append(f"{name}: {left_out} images {reason} are left out")
         return subjects, self.store.not_correct(name)
 
     def _courses(self, job: Job, subjects: list[Subject]) -> Iterator[list[Course]]:
@@ -191,10 +194,12 @@ class Attacking:
         finding = course.finding
         name, witness, target = job.condition.name, None, finding.target
         if job.target is not None:
-            target = int(aimed_class(job.target, answer.logits)[0])
+            aimed = offered(self.samples.labels([answer.id]), job.target, answer.logits)[1]
+            target = None if aimed is None else int(aimed[0])
         broken_by = f"{job.condition.attack}/{course.broke}" if course.broke else job.condition.attack
-        if job.condition.source is not None and answer.wrong:
-            self.store.add(self.samples.verdict(name, answer, answer.said, broken=True, broken_by="clean", target=target))
+        if answer.wrong and self._everyone(job):
+            outputs = self._outputs(finding.logits)
+            self.store.add(self.samples.verdict(name, answer, said, broken=True, broken_by="clean", target=target, outputs=outputs))
             return
         if finding.broken and finding.id in self.samples.kept:
             witness = self.store.keep(name, finding.id, Witness(self.samples.load(finding.id), finding.image.cpu()))
@@ -216,8 +221,16 @@ class Attacking:
                 witness=witness,
                 stages=course.costs,
                 gradient=finding.gradient,
+                outputs=self._outputs(finding.logits),
             )
         )
+
+    def _everyone(self, job: Job) -> bool:
+        """Whether images are attacked that the model gets wrong by itself: on a surrogate, and where its outputs are asked for."""
+        return job.condition.source is not None or self.options.outputs
+
+    def _outputs(self, logits: Tensor) -> list[float] | None:
+        return logits.flatten().tolist() if self.options.outputs else None
 
 
 def hooks_of(attack: Attack) -> Callable[..., AbstractContextManager[None]]:

@@ -76,7 +76,7 @@ def evaluate(
         list[str] | None, opt(ATTACK, "Radius in [0, 1] pixel units (8/255). Repeat for a curve. Default: the data's.", negative="")
     ] = None,
     norm: Annotated[Literal["linf", "l2", "l1", "l0"] | None, opt(ATTACK, "Default: each attack's first.")] = None,
-    target: Annotated[str | None, opt(ATTACK, "A class index, or least-likely: the prediction that every image is driven to.")] = None,
+    target: Annotated[str | None, opt(ATTACK, "A class index that images are driven to, least-likely, or a goal (`list goals`).")] = None,
     goal: Annotated[
         Literal["first", "closest", "full"], opt(ATTACK, "Stop at the first witness, seek the nearest, or use every step.")
     ] = "first",
@@ -94,6 +94,7 @@ def evaluate(
     twin: Annotated[str | None, opt(TRUST, "With --doubt: a plainly trained model whose adversarial images are tried too.")] = None,
     training_data: Annotated[str | None, opt(TRUST, "With --doubt: what the model was trained on, to find test images among it.")] = None,
     stated_accuracy: Annotated[float | None, opt(TRUST, "The clean accuracy that the model is said to have, in [0, 1].")] = None,
+    fit_data: Annotated[str | None, opt(ATTACK, "What a universal attack learns from. Default: half of the images.")] = None,
     corruption: Annotated[
         list[str] | None,
         opt(CORRUPTION, "fog, fog:severity=1-3, imagenet-c, all, c-bar, imagenet-p. Repeat for more.", "--corruption", "-c", negative=""),
@@ -154,6 +155,7 @@ def evaluate(
         seed,
     ]
     asked += [corruption, storage_jpeg, frost_dir] if corruption else []
+    asked += [fit_data] if fit_data else []
     asked += [settle, twin, training_data] if doubt or settle else []
     done = "+".join(spec.split(":")[0] for spec in [*(corruption or ()), *(attack or ())]) or "clean"
     folder = out or default_folder(asked, f"{Path(model).name.split(':')[0]}-{done}")
@@ -169,7 +171,7 @@ def evaluate(
             trained_on=trained_on or (),
             eps=eps,
             norm=norm,
-            target=_target(target),
+            target=target,
             goal=goal,
             limit=limit,
             device=device,
@@ -185,6 +187,7 @@ def evaluate(
             twin=twin,
             training_data=training_data,
             stated_accuracy=stated_accuracy,
+            fit_data=fit_data,
             witnesses=witnesses if witnesses in ("all", "none") else whole("--witnesses", witnesses),  # type: ignore[arg-type]  # just checked
             on_bad_image=on_bad_image,
             seed=seed,
@@ -202,10 +205,6 @@ def _numbers(option: str, text: str | None) -> list[float] | None:
         return None if text is None else [float(part) for part in text.split(",")]
     except ValueError:
         raise UsageError(f"{option} takes numbers with commas between them, got {text!r}") from None
-
-
-def _target(text: str | None) -> Any:
-    return text if text is None or text == "least-likely" else whole("--target", text)
 
 
 def main() -> None:

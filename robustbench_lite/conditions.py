@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,13 +14,32 @@ from torch import Tensor
 from .classifier import Logits
 from .criteria import Among, Binary, Criterion, Misclassified, MultiLabel, Targeted
 from .errors import UsageError
+from .goals import goal_of, towards
 from .oracle import WhiteBox, WholeModel
 from .plan import Attack, parts
 from .registry import ATTACKS, number
 from .results import Condition, Goal, Kind, eps_text
 from .threat import Ball, ball
 
-Target = int | Literal["least-likely"]
+LEAST_LIKELY = "least-likely"
+Target = int | str
+"""A class, `least-likely`, or a goal such as `upcoding`."""
+
+
+@dataclass(frozen=True)
+class Means:
+    """An attack with a norm, an eps and a source of its own, beside others that have theirs.
+
+    Args:
+        attack: a spec string or an attack.
+        norm, eps: None: as for every attack.
+        source: name of the surrogate that the images are made on; None attacks the model itself.
+    """
+
+    attack: Any
+    norm: str | None = None
+    eps: float | None = None
+    source: str | None = None
 
 
 @dataclass(frozen=True)
@@ -72,7 +92,7 @@ def door(attack: Attack, transfer: bool = False) -> str:
 
 
 def jobs(
-    attacks: Sequence[str | Attack],
+    attacks: Sequence[str | Attack | Means],
     *,
     norm: str | None,
     eps: Sequence[float | str] | float | str | None,
@@ -97,21 +117,30 @@ def jobs(
     if sizes == []:
         raise UsageError("the list of eps is empty: leave eps out for the data set's usual one")
     planned: list[Job] = []
-    for spec in attacks:
+    for asked in attacks:
+        means = asked if isinstance(asked, Means) else None
+        spec = asked if means is None else means.attack
         attack: Any = ATTACKS.build(spec) if isinstance(spec, str) else spec
         name = ATTACKS.spec_of(attack)
-        if norm is not None and norm not in attack.norms:
-            raise UsageError(f"{name} has no norm {norm}: it has {', '.join(attack.norms)}")
-        used = norm or attack.norms[0]
-        if sizes is None and used not in default_eps:
+        wanted = norm if means is None or means.norm is None else means.norm
+        if wanted is not None and wanted not in attack.norms:
+            raise UsageError(f"{name} has no norm {wanted}: it has {', '.join(attack.norms)}")
+        used = wanted or attack.norms[0]
+        usual = {**default_eps, **getattr(attack, "usual_eps", {})}
+        own = sizes if means is None or means.eps is None else [means.eps]
+        if own is None and used not in usual:
             raise UsageError(f"there is no usual eps for {used} on {data}: say how far the attack may go with --eps")
-        if sources:
+        made_on = (sources or ("",)) if means is None else (means.source or "",)
+        if any(made_on):
             _need_one_try(name, parts(attack, used))
-        for size, source in product(sizes if sizes is not None else [default_eps[used]], sources or ("",)):
-            made = job(attack, used, size, target=target, goal=goal, source=source)
+        for size, source in product(own if own is not None else [usual[used]], made_on):
+            made = job(attack, used, size, target=getattr(attack, "target", None) if target is None else target, goal=goal, source=source)
             if any(other.condition.name == made.condition.name for other in planned):
                 raise UsageError(f"{made.condition.name} is asked for twice")
             planned.append(made)
+    aims = sorted({str(made.target) for made in planned})
+    if len(aims) > 1:
+        raise UsageError(f"these attacks are after different things ({' and '.join(aims)}): run them apart, or say one --target")
     return planned
 
 
@@ -157,17 +186,41 @@ def criterion(labels: Tensor, target: Target | None, logits: Logits) -> Criterio
         raise UsageError("these labels have several right classes an image, and an attack needs one: leave real=... or the attack out")
     if target is None:
         return clean_criterion(labels, outputs)
+    if isinstance(target, str) and target != LEAST_LIKELY:
+        return towards(target, labels, outputs)[0]
     if labels.dim() == 2:
-        raise UsageError("a target is a class, and these labels hold several: leave --target out")
-    if target != "least-likely" and not 0 <= target < max(2, outputs):
+        raise UsageError("a target is a class, and these labels hold several: leave --target out, or name a goal such as missed-disease")
+    if isinstance(target, int) and not 0 <= target < max(2, outputs):
         raise UsageError(f"the target must be one of the model's classes 0..{max(2, outputs) - 1}, got {target}")
     if outputs == 1:
         return Binary(1 - aimed_class(target, logits))
     return Targeted(labels, aimed_class(target, logits))
 
 
+def checked_target(text: Target | None) -> Target | None:
+    """The target, which may be written as text.
+
+    Raises:
+        UnknownName, BadSpec: it is no class, not `least-likely` and no goal.
+    """
+    if not isinstance(text, str) or text == LEAST_LIKELY:
+        return text
+    if re.fullmatch(r"[+-]?\d+", text):
+        return int(text)
+    goal_of(text)
+    return text
+
+
+def offered(labels: Tensor, target: Target, logits: Logits) -> tuple[Tensor, Tensor | None]:
+    """(B,) bool, whether the attacker gains by an image; and (B,) the class that it is driven to, where that is one for every image."""
+    if isinstance(target, str) and target != LEAST_LIKELY:
+        return towards(target, labels, logits.shape[1])[1], None
+    aimed = aimed_class(target, logits)
+    return aimed != labels, aimed
+
+
 def aimed_class(target: Target, logits: Logits) -> Tensor:
     """(B,) the class that each image is to be driven to."""
-    if target != "least-likely":
+    if isinstance(target, int):
         return torch.full((len(logits),), target, device=logits.device)
     return (logits[:, 0] <= 0).long() if logits.shape[1] == 1 else logits.argmin(1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -257,6 +257,24 @@ class MultiLabel(Criterion):
 
     def confidence(self, logits: Logits) -> Tensor:
         return logits.abs().sigmoid().amin(1)
+
+
+@dataclass(frozen=True)
+class AnyFinding(MultiLabel):
+    """Broken when a finding of those `among` is wrong, which may be others for every image. among: (B, K) bool."""
+
+    among: Tensor = field(kw_only=True)
+
+    def cross_entropy(self, logits: Logits) -> Tensor:
+        each = functional.binary_cross_entropy_with_logits(logits, self.labels.to(logits.dtype), reduction="none")
+        return (each * self.among).sum(1)
+
+    def aims(self, logits: Logits) -> Tensor:
+        order = super().aims(logits)
+        return order[self.among[0][order]]
+
+    def _gaps(self, logits: Logits) -> Tensor:
+        return super()._gaps(logits).masked_fill(~self.among, -torch.inf)
 
 
 @dataclass(frozen=True)

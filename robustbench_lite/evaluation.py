@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
-from datetime import UTC, datetime
-from importlib.metadata import version
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from torch import nn
 
 from .attacking import Enough, Progress
 from .bpda import unheeded
 from .checks import frozen, moved
-from .classifier import Classifier, Preprocess
-from .conditions import Target, jobs
-from .data import default_for, load_data
+from .conditions import Means, Target, checked_target, jobs
+from .data import default_for
 from .doubting import doubts
 from .engines import local
 from .errors import UsageError
-from .labelled import LabelledImages, from_arrays, from_loader
-from .models import load_model
+from .fitting import learns
+from .labelled import LabelledImages
 from .overlap import overlaps
 from .plan import Attack
+from .requested import (
+    Precision,
+    check_numbers,
+    check_words,
+    classifier_of,
+    images_of,
+    make_folder,
+    now,
+    surrogates_of,
+    versions_here,
+    wide_images,
+)
 from .results import Condition, Goal, Result
 from .samples import Options
 from .sequences import read_rates
@@ -35,12 +42,10 @@ from .shifts import described, remarks, sequences, shifts
 from .store import Store, explained
 from .transfer import sources
 
-Precision = Literal["fp32", "bf16"]
-
 
 def evaluate(
     model: str | nn.Module,
-    attacks: str | Attack | Sequence[str | Attack] | None = None,
+    attacks: str | Attack | Means | Sequence[str | Attack | Means] | None = None,
     data: str | LabelledImages | Iterable[Any] | None = None,
     *,
     corruptions: str | Sequence[str] = (),
@@ -66,6 +71,8 @@ def evaluate(
     twin: str | nn.Module | None = None,
     training_data: str | LabelledImages | None = None,
     stated_accuracy: float | None = None,
+    fit_data: str | LabelledImages | None = None,
+    keep_outputs: bool = False,
     witnesses: int | Literal["all", "none"] = 1000,
     on_bad_image: Literal["fail", "undecided"] = "fail",
     seed: int = 0,
@@ -81,7 +88,8 @@ def evaluate(
     Args:
         model: a name (`resnet50`, `timm:convnext_tiny`, `file.py:build`), a `Classifier`, or a module in eval mode that takes images
             in [0, 1].
-        attacks: spec strings such as `pgd:steps=100`, or attacks. None: pgd, or no attack where there are corruptions.
+        attacks: spec strings such as `pgd:steps=100`, attacks, or `Means`, each with an eps or a source of its own. None: pgd, or no
+            attack where there are corruptions.
         data: a spec (`imagenet`, `imagefolder:/path`), what `load_data` returns, a tuple of two arrays (images, labels), or a loader of
             (images, labels) batches; images in [0, 1]. None: the model's own.
         corruptions: spec strings such as `fog`, `fog:severity=1-3`, `imagenet-c`; `imagenet-p` and `cifar-p` are sequences. Of a
@@ -94,7 +102,8 @@ def evaluate(
             `robust-train` says by itself which defense it has.
         eps: one or several radii, in [0, 1] pixel units (`8/255` as text is fine). None: the usual one of the data set.
         norm: linf, l2, l1 or l0. None: each attack's first.
-        target: a class that every image is driven to, or `least-likely`; images that have this label are left out. None: any wrong class.
+        target: a class that every image is driven to, `least-likely`, or a goal such as `upcoding`; images that have this label, or offer
+            the attacker nothing, are left out. None: any wrong class.
         goal: `first` stops at an image's first witness; `closest` seeks the nearest; `full` uses every step and keeps the witness of
             highest margin, which figures on transfer, confidence and calibration need.
         limit: a seeded, stratified subset of this many images.
@@ -113,6 +122,9 @@ def evaluate(
             checkpoint says.
         stated_accuracy: the clean accuracy that the model is said to have, in [0, 1]; another one hints at wrong preprocessing. None: what
             is known of published weights.
+        fit_data: what attacks that learn (a universal patch) do so from. None: half of the images, which their rows are then without.
+        keep_outputs: with every verdict the model's outputs, which AUROC needs; images that the model gets wrong by itself are then
+            attacked too, for they can be made wrong more surely.
         witnesses: how many adversarial images to keep per condition (a seeded choice), `all` or `none`.
         on_bad_image: `fail` ends with an error that names the images that cannot be read; `undecided` counts them as not correct
             and goes on.
@@ -130,7 +142,7 @@ def evaluate(
         UsageError: the model, the data or an option cannot be used; nothing was evaluated.
         InvalidEvaluation: the evaluation began and cannot be trusted or kept (unreadable images, a full disk, NaN everywhere).
     """
-    _check_numbers(
+    check_numbers(
         limit=(limit, 1),
         batch_size=(batch_size, 1),
         query_budget=(query_budget, 1),
@@ -140,11 +152,11 @@ def evaluate(
         eot=(eot, 1),
         votes=(votes, 1),
     )
-    _check_words(goal, precision, batch_size, witnesses, on_bad_image)
+    check_words(goal, precision, batch_size, witnesses, on_bad_image)
     if storage_jpeg is not None and storage_jpeg > 100:
         raise UsageError(f"the quality of a JPEG file is 1..100, got {storage_jpeg}")
-    classifier = _classifier(model)
-    others = _surrogates(surrogates, classifier, query_budget)
+    classifier = classifier_of(model)
+    others = surrogates_of(surrogates, classifier, query_budget)
     goal = "full" if others else goal
     doubt = doubt or settle
     if not doubt and (twin is not None or training_data is not None):
@@ -153,10 +165,10 @@ def evaluate(
         raise UsageError("doubts are attacks on the model itself: leave --surrogate out")
     if stated_accuracy is not None and not 0 <= stated_accuracy <= 1:
         raise UsageError(f"the stated accuracy is a share in [0, 1], got {stated_accuracy:g}: 76 % is 0.76")
-    twins = _surrogates([twin], classifier, None) if twin is not None else []
-    training = None if training_data is None else _images(training_data, classifier.preprocess, None, seed)
+    twins = surrogates_of([twin], classifier, None) if twin is not None else []
+    training = None if training_data is None else images_of(training_data, classifier.preprocess, None, seed)
     source = default_for(classifier) if data is None else data
-    images = _images(source, classifier.preprocess, limit, seed)
+    images = images_of(source, classifier.preprocess, limit, seed)
     if images.readout is not None:
         classifier, others = images.readout.applied(classifier), [images.readout.applied(other) for other in others]
         twins = [images.readout.applied(each) for each in twins]
@@ -166,11 +178,12 @@ def evaluate(
         raise UsageError(f"{images.name} was corrupted and stored by others: leave --storage-jpeg and --frost-dir out")
     if attacks is None:
         attacks = () if shifted or perturbed else ("pgd",)
-    asked: list[str | Attack] = list(attacks) if isinstance(attacks, (list, tuple)) else [attacks]  # type: ignore[list-item]  # one alone
+    asked: list[str | Attack | Means] = list(attacks) if isinstance(attacks, (list, tuple)) else [attacks]  # type: ignore[list-item]  # one alone
     if not images.has_clean and (asked or perturbed):
         raise UsageError(
             f"{images.name} holds corrupted images only, and attacks and sequences start from clean ones: add clean=/path to --data"
         )
+    target = checked_target(target)
     planned = jobs(
         asked,
         norm=norm,
@@ -181,7 +194,11 @@ def evaluate(
         goal=goal,
         sources=list(sources(others)),
     )
-    doubted = doubts(planned, target, twins[0].name if twins else None) if doubt else []
+    aim = planned[0].target if planned else target
+    learn_from = (
+        None if fit_data is None or not any(learns(job) for job in planned) else images_of(fit_data, classifier.preprocess, None, seed)
+    )
+    doubted = doubts(planned, aim, twins[0].name if twins else None) if doubt else []
     where = local.pick_device(device)
     bf16 = precision == "bf16" and local.bfloat16_here(where)
     options = Options(
@@ -198,6 +215,7 @@ def evaluate(
         eot=eot,
         votes=votes,
         storage_jpeg=storage_jpeg,
+        outputs=keep_outputs,
     )
     conditions = [
         *([Condition("clean", "clean")] if images.has_clean else []),
@@ -207,7 +225,7 @@ def evaluate(
         *(each.job.condition for each in doubted),
     ]
     about_corruptions = described(shifted, images, storage_jpeg, baseline)
-    digest, versions, device_used = classifier.digest, _versions(), local.described(where)
+    digest, versions, device_used = classifier.digest, versions_here(), local.described(where)
     identity = {
         "version": versions["robustbench-lite"],
         "model": digest,
@@ -224,6 +242,8 @@ def evaluate(
         "settle": settle,
         "twin": [each.digest for each in twins],
         "training": None if training is None else training.digest,
+        "fit_data": None if learn_from is None else learn_from.digest,
+        "outputs": keep_outputs,
     }
     config: dict[str, Any] = {
         "identity": identity,
@@ -238,6 +258,8 @@ def evaluate(
             "classes": images.classes,
             "source": images.source,
             "readout": images.readout is not None and isinstance(source, str),
+            "task": images.task,
+            "synthetic": images.synthetic,
             "class_names": None if images.class_names is None else list(images.class_names),
         },
         "stated_accuracy": stated_accuracy,
@@ -247,7 +269,7 @@ def evaluate(
         "attacks": sorted({str(job.condition.attack) for job in planned}),
         "norm": sorted({str(job.condition.norm) for job in planned}),
         "eps": sorted({float(job.condition.eps or 0) for job in planned}),
-        "target": target,
+        "target": aim,
         "goal": goal,
         "seed": seed,
         "precision": identity["precision"],
@@ -264,12 +286,12 @@ def evaluate(
                 sorted({*(str(shift.condition.corruption) for shift in shifted), *(each.kind for each in perturbed)}),
             ),
         ],
-        "created": _now(),
-        "sessions": [{"started": _now(), "device": device_used, "versions": versions, "shuffle_seed": shuffle_seed}],
+        "created": now(),
+        "sessions": [{"started": now(), "device": device_used, "versions": versions, "shuffle_seed": shuffle_seed}],
     }
     folder = None if out is None else Path(out)
     if folder is not None:
-        _make(folder)
+        make_folder(folder)
     with ExitStack() as during:
         store = during.enter_context(Store(folder, config, fresh=fresh))
         during.enter_context(explained(folder))
@@ -277,7 +299,7 @@ def evaluate(
         for each in (classifier, *others, *twins):
             during.enter_context(frozen(each))
             during.enter_context(moved(each, where))
-        wide = _wide(source, classifier.preprocess, limit, seed) if perturbed else None
+        wide = wide_images(source, classifier.preprocess, limit, seed) if perturbed else None
         session = Session(
             classifier,
             others,
@@ -294,6 +316,7 @@ def evaluate(
             doubts=doubted,
             settle=settle,
             training=training,
+            learn_from=learn_from,
             enough=enough or (lambda *_: False),
         )
         try:
@@ -301,92 +324,7 @@ def evaluate(
             session.about["complete"] = True
         finally:
             store.commit(now=True)
-            store.record_session({"ended": _now(), **session.about}, session.notes)
+            store.record_session({"ended": now(), **session.about}, session.notes)
             if folder is not None and store.empty:
                 (folder / "run.json").unlink()  # refused before the first verdict: the corrected command may have the folder
         return store.result()
-
-
-def _classifier(model: str | nn.Module) -> Classifier:
-    return load_model(model) if isinstance(model, str) else model if isinstance(model, Classifier) else Classifier(model)
-
-
-def _surrogates(models: Sequence[str | nn.Module], classifier: Classifier, query_budget: int | None) -> list[Classifier]:
-    """The surrogates, each under a name of its own.
-
-    Raises:
-        UsageError: one is the model that is attacked, two have one name, or the model is also to be queried.
-    """
-    made = [_classifier(model) for model in models]
-    if made and query_budget is not None:
-        raise UsageError("a transfer attack asks the model once: leave --query-budget out")
-    names = [classifier.name]
-    for surrogate in made:
-        if surrogate.digest == classifier.digest:
-            raise UsageError(f"the surrogate {surrogate.name} is the model itself: leave it out for an attack on the model")
-        if surrogate.name in names:
-            raise UsageError(
-                f"two of the models are called {surrogate.name}: name each surrogate once (Classifier(..., name=...) in Python)"
-            )
-        names.append(surrogate.name)
-    return made
-
-
-def _wide(source: Any, preprocess: Preprocess, limit: int | None, seed: int) -> LabelledImages | None:
-    """The images before the centre crop; None where they are not cropped, or nothing more is known of them."""
-    if not isinstance(source, str) or preprocess.resize is None:
-        return None
-    return _images(source, replace(preprocess, size=None), limit, seed)
-
-
-def _images(source: Any, preprocess: Preprocess, limit: int | None, seed: int) -> LabelledImages:
-    if isinstance(source, str):
-        return load_data(source, limit=limit, seed=seed, preprocess=preprocess)
-    if isinstance(source, LabelledImages):
-        images = source
-    elif isinstance(source, tuple) and len(source) == 2:
-        images = from_arrays(*source)
-    else:
-        images = from_loader(source)
-    return images if limit is None else images.subset(limit, seed)
-
-
-def _check_numbers(**least: tuple[object, int]) -> None:
-    for name, (value, smallest) in least.items():
-        if isinstance(value, int) and value < smallest:
-            raise UsageError(f"{name.replace('_', ' ')} must be {smallest} or more, got {value}")
-
-
-def _check_words(goal: object, precision: object, batch_size: object, witnesses: object, on_bad_image: object) -> None:
-    for name, value, words in (
-        ("goal", goal, get_args(Goal)),
-        ("precision", precision, get_args(Precision)),
-        ("batch size", batch_size, ("auto",)),
-        ("number of witnesses", witnesses, ("all", "none")),
-        ("way with bad images", on_bad_image, ("fail", "undecided")),
-    ):
-        if not isinstance(value, int) and value not in words:
-            raise UsageError(f"the {name} must be {' or '.join(words)}, got {value!r}")
-
-
-def _make(folder: Path) -> None:
-    """Have the folder before anything is computed for it.
-
-    Raises:
-        UsageError: it cannot be made or written to.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"{folder} cannot be the run's folder ({error.strerror}): choose another --out") from error
-    if not os.access(folder, os.W_OK):
-        raise UsageError(f"{folder} cannot be written to: choose another --out")
-
-
-def _versions() -> dict[str, str]:
-    names = ("robustbench-lite", "torch", "torchvision", "numpy", "foolbox", "timm")
-    return {"python": platform.python_version()} | {name: version(name) for name in names}
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

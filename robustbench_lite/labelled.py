@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from .readout import Readout
 if TYPE_CHECKING:
     import numpy as np
 
+Task = Literal["binary", "multi-class", "ordinal", "multi-label"]
 Label = int | tuple[float, ...] | frozenset[int]
 """A class index, one 0/1 float a class for multi-label data, or the classes any of which is a right answer."""
 
@@ -43,6 +44,8 @@ class LabelledImages(Sequence[tuple[Tensor, Label]]):
         variants: the same images, in the same order, as they were published under named conditions such as `fog[3]`.
         has_clean: False where only variants were published; `pictures` are then the first of them.
         benchmark: whose files the variants are, where figures of its own are known: `imagenet-c`, `cifar-c` or `medmnist-c`.
+        task: what the labels mean, where the data say so.
+        synthetic: the images are of nothing real, as every report must say.
 
     Raises:
         DataError: labels, ids, groups, variants and images that do not fit each other or the class count.
@@ -62,6 +65,8 @@ class LabelledImages(Sequence[tuple[Tensor, Label]]):
     variants: Mapping[str, Pictures] = field(default_factory=dict)
     has_clean: bool = True
     benchmark: str | None = None
+    task: Task | None = None
+    synthetic: bool = False
 
     def __post_init__(self) -> None:
         if not len(self.pictures):

@@ -252,6 +252,7 @@ DATA = Registry(
     tuple(f"robustbench_lite.{name}" for name in ("data", "published", "corrupted_sets", "corrupted_arrays")),
     "robustbench_lite.data",
 )
+GOALS = Registry("goal", ("robustbench_lite.goals",), "robustbench_lite.goals")
 REPORTS = Registry("report", ("robustbench_lite.reports",), "robustbench_lite.reports")
 FORMATS = Registry("format", ("robustbench_lite.reports",), "robustbench_lite.formats")
 DIAGNOSTICS = Registry("diagnostic", ("robustbench_lite.doubts",), "robustbench_lite.diagnostics")
@@ -274,6 +275,7 @@ defense = _decorator(DEFENSES)
 architecture = _decorator(ARCHITECTURES)
 model = _decorator(MODELS)
 data = _decorator(DATA)
+goal = _decorator(GOALS)
 report = _decorator(REPORTS)
 file_format = _decorator(FORMATS)
 diagnostic = _decorator(DIAGNOSTICS)

@@ -60,7 +60,7 @@ class Verdict:
     cost, as name -> (forwards, backwards), in the order in which they ran; an image that left early lacks the later ones. Without an
     attack, `nll` is the negative logarithm of the label's probability and `brier` the sum over classes of (probability - truth) squared;
     None where a label is not one class. `gradient` is the largest absolute value in the gradients that the attack followed, None where it
-    followed none.
+    followed none. `outputs` are the model's, of the image that `prediction` belongs to, where they were asked for (`keep_outputs`).
     """
 
     sample_id: str
@@ -86,6 +86,7 @@ class Verdict:
     nll: float | None = None
     brier: float | None = None
     gradient: float | None = None
+    outputs: Sequence[float] | None = None
 
 
 VERDICT_FIELDS = tuple(f.name for f in fields(Verdict))

@@ -40,6 +40,7 @@ class Options:
     eot: int | None
     votes: int
     storage_jpeg: int | None = None
+    outputs: bool = False
 
 
 Said = tuple[Any, float]
@@ -206,7 +207,9 @@ class Samples:
         if answer.trouble:
             return self.undecided(condition, replace(clean, trouble=answer.trouble))
         broken_by = condition if answer.wrong else None
-        return self.verdict(condition, clean, answer.said, broken=answer.wrong, broken_by=broken_by, forwards=1, **answer.scores)
+        outputs = answer.logits.flatten().tolist() if self.options.outputs and answer.logits is not None else None
+        known = {"outputs": outputs, **answer.scores}
+        return self.verdict(condition, clean, answer.said, broken=answer.wrong, broken_by=broken_by, forwards=1, **known)
 
     def _scores(self, ids: Sequence[str], logits: Logits) -> list[dict[str, float]]:
         """Per image `nll` and `brier`, nothing where a label is not one class."""

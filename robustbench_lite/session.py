@@ -21,6 +21,7 @@ from .diagnostics import Look, observed
 from .doubting import Doubt, settling
 from .engines import local
 from .errors import InvalidEvaluation, UsageError
+from .fitting import Lesson, halves, learns, taught
 from .judge import Judge
 from .labelled import LabelledImages
 from .passes import Passes
@@ -44,6 +45,7 @@ class Session:
         twin: a model whose adversarial images are tried in doubt.
         doubt: look at what is dear too, and try `doubts`; `settle`: let findings plan more of them.
         training: what the model learnt from, for diagnostics.
+        learn_from: what attacks that learn do so from; None: half of the images.
         enough: ends conditions early.
     """
 
@@ -62,12 +64,14 @@ class Session:
     doubts: Sequence[Doubt] = ()
     settle: bool = False
     training: LabelledImages | None = None
+    learn_from: LabelledImages | None = None
     enough: Enough = lambda *_: False
     about: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.samples = Samples(self.images, self.store, self.options)
+        self.from_others: dict[str, Source] = {}
 
     def run(self) -> None:
         shifted = [shift.condition.name for shift in self.shifts]
@@ -96,7 +100,7 @@ class Session:
                 for each in self.perturbed:
                     self._perturb(each)
                 for job in self.planned:
-                    self.attacking.attack(job, answers)
+                    self._attack(job, answers)
             if self.images.has_clean:
                 self._doubt(self.doubts, answers)
                 if unseen:
@@ -132,20 +136,20 @@ class Session:
         if labels.dim() == 1 and self.images.classes not in (None, max(2, logits.shape[1])):
             counts = f"{self.classifier.name} has {logits.shape[1]} classes and {self.images.name} {self.images.classes}"
             self.notes.append(f"{counts}: do their labels mean the same?")
-        asked = [(str(job.condition.attack), job.parts.values()) for job in self.planned]
-        for searched in self.surrogates or [self.classifier]:
+        for searched, transfer in [(self.classifier, False), *((each, True) for each in self.surrogates)]:
+            asked = [(str(job.condition.attack), job.parts.values()) for job in self.planned if bool(job.condition.source) is transfer]
             need_gradients(searched, probe, asked)
         size = options.batch_size
         self.batches = Batches(local.pick_batch_size(probe[0].numel(), options.device) if size == "auto" else size, self.about, self.notes)
         ready = partial(ways, probe=probe, speed_up=options.prepare, bf16=options.bf16)
         self.ways = ready(self.classifier, random=random)
-        from_others: dict[str, Source] = {}
+        from_others = self.from_others
         for name, members in sources(self.surrogates).items():
             model = members[0] if len(members) == 1 else Ensemble(members)
             from_others[name] = Source(name, [member.name for member in members], model, ready(model, random=False))
         if self.twin is not None:
             from_others[self.twin.name] = Source(self.twin.name, [self.twin.name], self.twin, ready(self.twin, random=False))
-        if self.surrogates:
+        if any(job.condition.source for job in self.planned):
             self.notes.append("made on surrogates: what an attacker does who lacks the model; one who has it (no --surrogate) breaks more")
         self.judge = replace(self.judge, passes=self.ways.plain)
         targets = Targets({self.classifier.name: self.judge} | {s.name: Judge(Passes(s, self.ways.plain.micro)) for s in self.surrogates})
@@ -248,6 +252,20 @@ class Session:
         self._refuse(asked.bad)
         if asked.bad:
             self.notes.append(f"{name} is without the {len(asked.bad)} images that cannot be read: {', '.join(asked.bad)}")
+
+    # ------------------------------------------------------------------ under attack
+
+    def _attack(self, job: Job, answers: dict[str, Answer]) -> None:
+        """Attack the images; where the attack has to learn first and there are no images for it, half of them are for that."""
+        if not learns(job):
+            self.attacking.attack(job, answers)
+            return
+        images, used = (self.learn_from, set()) if self.learn_from is not None else halves(self.images, self.options.seed)
+        found = self.from_others[job.condition.source].ways if job.condition.source else self.ways
+        lesson = partial(Lesson, found.plain, images, job.target, self.options.device, self.options.seed, batch_size=self.batches.size)
+        self.attacking.attack(taught(job, lesson, self.store), {key: answer for key, answer in answers.items() if key not in used})
+        if used:
+            self.notes.append(f"{job.condition.name} learnt from {len(used)} of the images, which are left out of its row")
 
     # ------------------------------------------------------------------ in doubt
 

@@ -17,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
+import safetensors.torch
 import torch
 
 from . import witnesses
@@ -42,6 +43,7 @@ CREATE TABLE IF NOT EXISTS transferred ({", ".join(f'"{name}"' for name in TRANS
     PRIMARY KEY (condition, sample_id, target)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS sequenced ({", ".join(f'"{name}"' for name in SEQUENCE_FIELDS)},
     PRIMARY KEY (condition, sample_id)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS learnt (key PRIMARY KEY, tensors) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS shown (condition PRIMARY KEY, picture) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS seconds (condition PRIMARY KEY, spent) WITHOUT ROWID;
 """
@@ -196,6 +198,17 @@ class Store:
     def show(self, condition: str, picture: bytes) -> None:
         """Keep what a report shows of a condition."""
         self._database.execute("INSERT OR REPLACE INTO shown VALUES (?, ?)", (condition, picture))
+
+    def learn(self, key: str, tensors: Mapping[str, Any]) -> None:
+        """Keep what an attack has learnt, before it is used."""
+        packed = safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+        self._database.execute("INSERT OR REPLACE INTO learnt VALUES (?, ?)", (key, packed))
+        self.commit(now=True)
+
+    def learnt(self, key: str) -> dict[str, Any] | None:
+        """What an attack has learnt, None where it has not."""
+        row = self._database.execute("SELECT tensors FROM learnt WHERE key = ?", (key,)).fetchone()
+        return None if row is None else safetensors.torch.load(row[0])
 
     def survived(self, condition: str, course: Course) -> None:
         """Keep how an image stands between two attacks of a cascade, without its image: only a witness's is ever needed."""

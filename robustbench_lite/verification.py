@@ -97,7 +97,8 @@ def _fault(result: Result, condition: Condition, verdict: Verdict, judge: Judge,
     if not ball(str(condition.norm), float(condition.eps or 0)).contains(x, origin).all():
         return f"its image lies outside the {condition.norm} ball of {condition.eps:g}, or outside [0, 1]"
     labels = torch.tensor([verdict.label])
-    aimed = verdict.target if condition.target is not None else None
+    # a class of its own for every image (least-likely) is in the verdict, a goal in the condition
+    aimed = verdict.target if verdict.target is not None and condition.target is not None else condition.target
     rule = criterion(labels, aimed, torch.zeros(1, outputs))
     logits = judge.logits(witness.adversarial[None], rule, [verdict.sample_id])
     clean_rule = clean_criterion(labels, outputs)

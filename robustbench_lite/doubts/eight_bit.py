@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from robustbench_lite.diagnostics import Evidence, Finding, Look
 from robustbench_lite.registry import diagnostic
@@ -42,9 +42,9 @@ def _rounded(look: Look, condition: Condition) -> dict[str, int]:
     """How many kept witnesses were asked about, and how many of these are no longer broken when rounded."""
     import torch
 
-    from robustbench_lite.conditions import Target, criterion
+    from robustbench_lite.conditions import criterion
 
-    target = cast(Target | None, condition.target)
+    target = condition.target
     broken = [v.sample_id for v in look.result.of(condition.name) if v.broken and v.witness is not None][:ASKED]
     lost = 0
     for start in range(0, len(broken), BATCH):
