@@ -17,7 +17,7 @@ from .conditions import Job, clean_criterion, criterion, offered
 from .engines import local
 from .judge import Judge
 from .plan import Attack, Finding, Plan, Subject
-from .results import Goal, Witness
+from .results import NOTHING_TO_GAIN, Goal, Witness
 from .samples import Answer, Options, Said, Samples
 from .scheduler import run
 from .store import Store
@@ -70,7 +70,7 @@ class Attacking:
 
     def attack(self, job: Job, answers: Mapping[str, Answer]) -> None:
         """Attack the images that the job's condition has no verdict for yet."""
-        name, done = job.condition.name, self.store.decided(job.condition.name)
+        name, done = job.condition.name, self.store.decided(job.condition.name) | self.store.left_out(job.condition.name)
         subjects, broken = self._subjects(job, [answers[key] for key in self.samples.order if key in answers and key not in done])
         decided, total = len(self.store.decided(name)), len(self.store.decided(name)) + len(subjects)
         self.progress(name, decided, total, broken)
@@ -112,7 +112,7 @@ class Attacking:
         A transfer attack is made of every image, also of those that the target gets wrong by itself: its success is counted over all.
         Where the outputs are asked for, every attack is: an image that is wrong already can be made wrong more surely.
         """
-        name, left_out = job.condition.name, 0
+        name, left_out = job.condition.name, []
         subjects: list[Subject] = []
         for answer in answers:
             if answer.trouble:
@@ -127,7 +127,7 @@ class Attacking:
         gains, aimed = (torch.ones(len(labels), dtype=torch.bool), None) if job.target is None else offered(labels, job.target, logits)
         for row, answer in enumerate(usable):
             if not gains[row]:
-                left_out += 1
+                left_out.append(answer.id)
             elif (met[row] or answer.wrong) and not self._everyone(job):  # a targeted run too: wrong without an attack is not robust
                 target = None if aimed is None else int(aimed[row])
                 self.store.add(self.samples.verdict(name, answer, answer.said, broken=True, broken_by="clean", target=target))
@@ -137,7 +137,8 @@ class Attacking:
                 )
         if left_out:
             reason = "of the target's own class" if aimed is not None else "that offer the attacker nothing"
-            self.notes.append(f"{name}: {left_out} images {reason} are left out")
+            self.store.leave_out(name, left_out, NOTHING_TO_GAIN)
+            self.notes.append(f"{name}: {len(self.store.left_out(name))} images {reason} are left out")
         return subjects, self.store.not_correct(name)
 
     def _courses(self, job: Job, subjects: list[Subject]) -> Iterator[list[Course]]:

@@ -17,6 +17,7 @@ REGISTRIES = {
     r.plural: r
     for r in (
         registry.ATTACKS,
+        registry.GOALS,
         registry.CORRUPTIONS,
         registry.PERTURBATIONS,
         registry.SUITES,

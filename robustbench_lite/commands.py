@@ -14,7 +14,18 @@ from .errors import WitnessRefuted
 from .gate import commands as gating
 
 Kind = Literal[
-    "attacks", "corruptions", "perturbations", "suites", "defenses", "architectures", "models", "data", "reports", "formats", "diagnostics"
+    "attacks",
+    "goals",
+    "corruptions",
+    "perturbations",
+    "suites",
+    "defenses",
+    "architectures",
+    "models",
+    "data",
+    "reports",
+    "formats",
+    "diagnostics",
 ]
 Debug = Annotated[bool, Parameter(show=False, negative="")]
 

@@ -131,6 +131,8 @@ def jobs(
         if own is None and used not in usual:
             raise UsageError(f"there is no usual eps for {used} on {data}: say how far the attack may go with --eps")
         made_on = (sources or ("",)) if means is None else (means.source or "",)
+        if means is not None and means.source is not None and means.source not in sources:
+            raise UsageError(f"{name} is to be made on {means.source}, which is none of the surrogates ({', '.join(sources) or 'none'})")
         if any(made_on):
             _need_one_try(name, parts(attack, used))
         for size, source in product(own if own is not None else [usual[used]], made_on):

@@ -57,6 +57,13 @@ def read_result(
         seconds[c.name] = sum(
             seconds.get(o.name, 0.0) for o in conditions if o.kind in ("attack", "doubt") and (o.norm, o.eps) == (c.norm, c.eps)
         )
+    left_out: dict[str, dict[str, str]] = {}
+    for condition, sample_id, reason in database.execute("SELECT condition, sample_id, reason FROM left_out"):
+        left_out.setdefault(condition, {})[sample_id] = reason
+    for c in worst_conditions:
+        each = [left_out.get(o.name, {}) for o in conditions if o.kind == "attack" and (o.norm, o.eps) == (c.norm, c.eps)]
+        if any(each):
+            left_out[c.name] = {key: reason for found in each for key, reason in found.items()}
     transferred = [_transferred(row) for row in database.execute(f"SELECT {', '.join(TRANSFER_FIELDS)} FROM transferred")]
     order = [c.name for c in planned], [config["model"]["name"], *config.get("surrogates", [])]
     transferred.sort(key=lambda v: (order[0].index(v.condition), order[1].index(v.target)))
@@ -72,6 +79,7 @@ def read_result(
         transferred,
         sequenced,
         dict(database.execute("SELECT condition, picture FROM shown")),
+        left_out,
     )
 
 

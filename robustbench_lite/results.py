@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 Kind = Literal["clean", "attack", "corruption", "sequence", "worst", "doubt", "certified", "shift"]
 Goal = Literal["first", "closest", "full"]
+NOTHING_TO_GAIN = "it offers the attacker nothing"
+LEARNT_FROM = "the attack learnt from it"
 
 
 @dataclass(frozen=True)
@@ -248,6 +250,7 @@ class Result:
         transferred: of a run with surrogates, what every model says of every image.
         sequenced: of a run with perturbation sequences, what the model says of every frame.
         shown: one image as it is (`clean`) and under every corruption, by condition, as a small JPEG.
+        left_out: by condition, the images that it is not for, with the reason: NOTHING_TO_GAIN or LEARNT_FROM.
     """
 
     config: Mapping[str, Any]
@@ -259,6 +262,7 @@ class Result:
     transferred: Sequence[TransferVerdict] = ()
     sequenced: Sequence[SequenceVerdict] = ()
     shown: Mapping[str, bytes] = field(default_factory=dict)
+    left_out: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def of(self, condition: str) -> list[Verdict]:
         """The verdicts of one condition, in the data set's order."""

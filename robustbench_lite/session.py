@@ -25,6 +25,7 @@ from .fitting import Lesson, halves, learns, taught
 from .judge import Judge
 from .labelled import LabelledImages
 from .passes import Passes
+from .results import LEARNT_FROM
 from .samples import Answer, Options, Samples
 from .shifts import Perturbed, Sequenced, Shift, Shifted, in_turn, thumbnail
 from .store import Store
@@ -78,7 +79,7 @@ class Session:
         conditions = [*(["clean"] if self.images.has_clean else []), *shifted, *(job.condition.name for job in self.planned)]
         complete = self.store.decided(conditions[0])
         for name in conditions[1:]:
-            complete &= self.store.decided(name)
+            complete &= self.store.decided(name) | self.store.left_out(name)
         todo = [key for key in self.samples.order if key not in complete]
         probe = self.samples.probe()
         with ExitStack() as during:
@@ -263,9 +264,10 @@ class Session:
         images, used = (self.learn_from, set()) if self.learn_from is not None else halves(self.images, self.options.seed)
         found = self.from_others[job.condition.source].ways if job.condition.source else self.ways
         lesson = partial(Lesson, found.plain, images, job.target, self.options.device, self.options.seed, batch_size=self.batches.size)
-        self.attacking.attack(taught(job, lesson, self.store), {key: answer for key, answer in answers.items() if key not in used})
+        self.store.leave_out(job.condition.name, used, LEARNT_FROM)
         if used:
             self.notes.append(f"{job.condition.name} learnt from {len(used)} of the images, which are left out of its row")
+        self.attacking.attack(taught(job, lesson, self.store), answers)
 
     # ------------------------------------------------------------------ in doubt
 

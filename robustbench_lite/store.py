@@ -43,6 +43,7 @@ CREATE TABLE IF NOT EXISTS transferred ({", ".join(f'"{name}"' for name in TRANS
     PRIMARY KEY (condition, sample_id, target)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS sequenced ({", ".join(f'"{name}"' for name in SEQUENCE_FIELDS)},
     PRIMARY KEY (condition, sample_id)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS left_out (condition, sample_id, reason, PRIMARY KEY (condition, sample_id)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS learnt (key PRIMARY KEY, tensors) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS shown (condition PRIMARY KEY, picture) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS seconds (condition PRIMARY KEY, spent) WITHOUT ROWID;
@@ -141,6 +142,10 @@ class Store:
         """Sample ids that have a verdict under a condition."""
         return {row[0] for row in self._database.execute("SELECT sample_id FROM verdicts WHERE condition = ?", (condition,))}
 
+    def left_out(self, condition: str) -> set[str]:
+        """Sample ids that a condition is not for."""
+        return {row[0] for row in self._database.execute("SELECT sample_id FROM left_out WHERE condition = ?", (condition,))}
+
     @property
     def empty(self) -> bool:
         """Whether there is no result yet."""
@@ -198,6 +203,10 @@ class Store:
     def show(self, condition: str, picture: bytes) -> None:
         """Keep what a report shows of a condition."""
         self._database.execute("INSERT OR REPLACE INTO shown VALUES (?, ?)", (condition, picture))
+
+    def leave_out(self, condition: str, ids: Iterable[str], reason: str) -> None:
+        """Record that a condition is not for these images."""
+        self._database.executemany("INSERT OR REPLACE INTO left_out VALUES (?, ?, ?)", ((condition, key, reason) for key in ids))
 
     def learn(self, key: str, tensors: Mapping[str, Any]) -> None:
         """Keep what an attack has learnt, before it is used."""

@@ -41,9 +41,6 @@ class Unfinished:
 
 
 def _lacking(evidence: Evidence, row: Condition) -> int:
-    """How many images have yet to be tried. A targeted attack leaves out the images of its target's own class."""
-    known = {v.sample_id for v in evidence.result.of(row.name)}
-    target = next((c.target for c in evidence.attacks), None)
-    if row.kind in ("attack", "worst") and target is not None:
-        return sum(v.broken is False and v.label != target and v.sample_id not in known for v in evidence.result.of("clean"))
-    return int(evidence.result.config["data"]["n"]) - len(known)
+    """How many images have yet to be tried, of those that the row is for."""
+    left_out = len(evidence.result.left_out.get(row.name, ()))
+    return int(evidence.result.config["data"]["n"]) - len(evidence.result.of(row.name)) - left_out

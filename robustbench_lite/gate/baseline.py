@@ -95,7 +95,7 @@ def of(result: Result, source: str = "the baseline") -> Baseline:
         raise UsageError(f"{source} has {undecided} verdicts that are undecided, and a baseline must say of every image what it was")
     for c in (c for c in result.conditions if c.kind not in ("doubt", "sequence")):
         rows[c.name] = {v.sample_id: v.broken is False for v in result.of(c.name)}
-        if len(rows[c.name]) < len(labels) and (c.kind == "clean" or result.config.get("target") is None):
+        if len(rows[c.name]) + len(result.left_out.get(c.name, ())) < len(labels):
             counts = f"{len(rows[c.name])} of {len(labels)} images"
             raise UsageError(f"{source} has verdicts on {counts} under {c.name}, which were ended early: evaluate all to have a baseline")
     model, data = ({key: str(result.config[what][key]) for key in ("name", "digest")} for what in ("model", "data"))

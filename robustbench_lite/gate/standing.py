@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
-from ..errors import RunMismatch, UsageError
+from ..errors import RunMismatch
 from ..results import Condition, Result
 from .baseline import labels_of
 from .groups import effective_size
@@ -69,17 +69,10 @@ class Standing:
 
 
 def standing(condition: Condition, result: Result) -> Standing:
-    """How the images of a condition stand in a run.
-
-    Raises:
-        UsageError: it has a target and is not finished: then nobody knows which images it is over.
-    """
+    """How the images of a condition stand in a run, of those that it is for."""
     verdicts = result.of(condition.name)
     fates = {v.sample_id: v.broken for v in verdicts}
     groups = {v.sample_id: v.group for v in verdicts if v.group is not None}
     shared = groups if len(set(groups.values())) < len(groups) else {}
-    if condition.kind in ("attack", "worst") and result.config.get("target") is not None:
-        if not any(session.get("complete") for session in result.config["sessions"]):
-            raise UsageError(f"{condition.name} is not finished: go on with the run before its gate is asked")
-        return Standing(list(fates), fates, shared)
-    return Standing(list(labels_of(result)), fates, shared)
+    left_out = result.left_out.get(condition.name, {})
+    return Standing([key for key in labels_of(result) if key not in left_out], fates, shared)
