@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from handmade_runs import IMAGES, attack, doubt, first, left, made, row, simple, staged, verdict
 
-from robustbench_lite.diagnostics import DIAGNOSTICS, Counter, Evidence, Finding, counters
-from robustbench_lite.results import Condition, Verdict
+from robustbench_lite.diagnostics import DIAGNOSTICS, Counter, Evidence, Finding, counters, findings
+from robustbench_lite.results import NOTHING_TO_GAIN, Condition, Verdict
 
 
 def found(check: str, *rows: tuple[Condition, list[Verdict]], **more: Any) -> list[Finding]:
@@ -189,11 +190,12 @@ def test_a_row_without_some_images_is_unfinished() -> None:
     assert not found("unfinished", (condition, row(condition, set())))
 
 
-def test_images_of_the_target_are_not_missing() -> None:
-    aimed = attack("pgd", target=1)
-    assert not found("unfinished", (aimed, row(aimed, set(), IMAGES[:60])))
-    other = attack("pgd", target=2)
-    assert found("unfinished", (other, row(other, set(), IMAGES[:60])))
+def test_images_that_a_row_is_not_for_are_not_missing() -> None:
+    condition = attack("pgd", target=1)
+    partial = made((condition, row(condition, set(), IMAGES[:60])))
+    left_out = {name: dict.fromkeys(IMAGES[60:], NOTHING_TO_GAIN) for name in ("pgd[linf,0.1]", "worst[linf,0.1,target=1]")}
+    assert not [f for f in findings(replace(partial, left_out=left_out)) if f.check == "unfinished"]
+    assert [f for f in findings(partial) if f.check == "unfinished"]
 
 
 def test_a_budget_that_ends_a_search_is_told() -> None:
