@@ -25,7 +25,7 @@ class Noise:
     """
 
     access = Labels
-    norms = ("linf", "l2", "l1", "l0")
+    norms = ("linf", "l2", "l1", "l0", "patch")
     cost = "queries + 1 forwards"
 
     queries: Annotated[int, Field(ge=1)] = 100

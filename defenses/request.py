@@ -20,7 +20,7 @@ class Request:
 
     Args:
         out: the .safetensors file to write; one that exists is kept unless --force is given. Beside it: .training.csv, .training.png.
-        data: digits, cifar10:FOLDER, cifar100:FOLDER, or imagefolder:FOLDER with the folders train and val in it.
+        data: digits, cifar10:FOLDER, cifar100:FOLDER, medmnist:FILE, or imagefolder:FOLDER with the folders train and val in it.
         model: the architecture: robust-eval list architectures, a torchvision name, or timm:NAME.
         defense: what it is trained with, such as pgd-at:eps=8/255 or augmix+trades:beta=6; robust-eval list defenses.
         optimizer: sgd or adamw. This and the next five are by default what the data are usually trained with.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from robustbench_lite.classifier import Preprocess
@@ -41,7 +41,8 @@ def splits(spec: str, size: int | None = None) -> Splits:
     """The training and the test images of a data set that has both.
 
     Args:
-        spec: `digits`, `cifar10:FOLDER`, `cifar100:FOLDER`, or `imagefolder:FOLDER` with the folders train and val (or test) in it.
+        spec: `digits`, `cifar10:FOLDER`, `cifar100:FOLDER`, `medmnist:FILE`, or `imagefolder:FOLDER` with the folders train and val (or
+            test) in it.
         size: height and width that pictures are cropped to, from a shorter side 8/7 as long; None: 224 for folders, else as they are.
 
     Raises:
@@ -55,6 +56,8 @@ def splits(spec: str, size: int | None = None) -> Splits:
         preprocess = Preprocess(size=(side, side), resize=round(side * 8 / 7))
         train, test = _folders(Path(folder).expanduser(), preprocess)
     else:
+        channels = load_data(spec, limit=1)[0][0].shape[0]  # grey pictures stay grey
+        preprocess = replace(preprocess, channels=channels)
         test = load_data(spec, preprocess=preprocess)
         try:
             train = load_data(f"{spec}{',' if ':' in spec else ':'}split=train", preprocess=preprocess)

@@ -49,7 +49,7 @@ def exhibits(result: Result) -> list[Exhibit]:
     chosen = sorted(_choose(result), key=lambda pair: places[pair[0].condition])
     pixels = PIXELS // 2 if result.shown else PIXELS  # the sheet of corruptions needs the other half
     side = min(LONGEST_SIDE, isqrt(pixels // max(len(chosen), 1)))
-    return [_exhibit(v, witness, clean.get(v.sample_id), names, side) for v, witness in chosen]
+    return [exhibit(v, witness, clean.get(v.sample_id), names, side) for v, witness in chosen]
 
 
 def class_name(prediction: Any, names: Any) -> str:
@@ -88,7 +88,7 @@ def png(image: NDArray[np.float32], side: int) -> str:
 def _choose(result: Result) -> Iterator[tuple[Verdict, Witness]]:
     """One witness of each condition in turn, of the image that was shown least often so far."""
     waiting = {
-        c.name: sorted((v for v in result.of(c.name) if v.broken and v.broken_by != "clean" and v.witness), key=_shuffled)
+        c.name: sorted((v for v in result.of(c.name) if v.broken and v.broken_by != "clean" and v.witness), key=shuffled)
         for c in result.conditions
         if c.kind not in ("clean", "worst")  # the one has nothing to show, the other repeats what an attack found
     }
@@ -108,12 +108,14 @@ def _choose(result: Result) -> Iterator[tuple[Verdict, Witness]]:
                     break
 
 
-def _shuffled(verdict: Verdict) -> bytes:
+def shuffled(verdict: Verdict) -> bytes:
+    """What to sort verdicts by, so that the first of them are of every class."""
     # data sets are often sorted by class; a hash of the id mixes them, the same way in every run
     return blake2b(verdict.sample_id.encode(), digest_size=8).digest()
 
 
-def _exhibit(verdict: Verdict, witness: Witness, clean: Verdict | None, names: Any, side: int) -> Exhibit:
+def exhibit(verdict: Verdict, witness: Witness, clean: Verdict | None, names: Any, side: int) -> Exhibit:
+    """A witness as a page shows it, no side of a picture longer than `side` pixels."""
     factor, changes = difference(witness)
     return Exhibit(
         condition=verdict.condition,

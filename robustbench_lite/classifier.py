@@ -12,7 +12,11 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
+    import numpy as np
     from PIL.Image import Image
+
+    Levels = np.ndarray[Any, np.dtype[np.float32]]
+    """(H, W) grey or (H, W, 3) RGB, float32 in [0, 1]: a picture of more than 8 bits a channel."""
 
 Images = Tensor
 """(B, C, H, W) float32 in [0, 1]."""
@@ -49,24 +53,43 @@ class Preprocess:
     def __call__(self, picture: Image) -> Tensor:
         """(C, H, W) float32 in [0, 1]; every value is a whole number of 255ths."""
         import numpy as np
+
+        pixels = np.asarray(self._framed(picture.convert("RGB" if self.channels == 3 else "L")), dtype=np.uint8)
+        pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+        return torch.from_numpy(pixels.copy()).float() / 255
+
+    def of_levels(self, levels: Levels) -> Tensor:
+        """(C, H, W) float32 in [0, 1]: the same without rounding to 255ths, and clipped at the end alone.
+
+        Bytes are clipped after each of Pillow's two passes, which differs beside hard edges where the filter has negative lobes.
+        """
+        import numpy as np
+        from PIL import Image
+
+        if self.channels == 1 and levels.ndim == 3:
+            levels = levels @ np.array([0.299, 0.587, 0.114], dtype=np.float32)  # Pillow's grey, ITU-R 601-2
+        planes = [levels] if levels.ndim == 2 else [levels[..., channel] for channel in range(3)]
+        framed = [np.asarray(self._framed(Image.fromarray(np.ascontiguousarray(plane)))) for plane in planes]
+        pixels = np.stack(framed * (self.channels // len(framed)))
+        return torch.from_numpy(pixels).clamp(0, 1)
+
+    def _framed(self, picture: Image) -> Image:
+        """The picture, resized and cropped."""
         from PIL.Image import Resampling
 
-        picture = picture.convert("RGB" if self.channels == 3 else "L")
         method = Resampling[self.interpolation.upper()]
         if self.resize is not None:
             width, height = picture.size
             short = min(width, height)
             # torchvision's rule, so that published accuracies hold: the longer side is truncated, not rounded
             picture = picture.resize((int(self.resize * width / short), int(self.resize * height / short)), method)
-        if self.size is not None:
-            height, width = self.size
-            if self.resize is None and picture.size != (width, height):
-                picture = picture.resize((width, height), method)
-            left, top = round((picture.width - width) / 2), round((picture.height - height) / 2)
-            picture = picture.crop((left, top, left + width, top + height))
-        pixels = np.asarray(picture, dtype=np.uint8)
-        pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-        return torch.from_numpy(pixels.copy()).float() / 255
+        if self.size is None:
+            return picture
+        height, width = self.size
+        if self.resize is None and picture.size != (width, height):
+            picture = picture.resize((width, height), method)
+        left, top = round((picture.width - width) / 2), round((picture.height - height) / 2)
+        return picture.crop((left, top, left + width, top + height))
 
 
 class Classifier(nn.Module):

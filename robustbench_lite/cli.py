@@ -75,7 +75,7 @@ def evaluate(
     eps: Annotated[
         list[str] | None, opt(ATTACK, "Radius in [0, 1] pixel units (8/255). Repeat for a curve. Default: the data's.", negative="")
     ] = None,
-    norm: Annotated[Literal["linf", "l2", "l1", "l0"] | None, opt(ATTACK, "Default: each attack's first.")] = None,
+    norm: Annotated[Literal["linf", "l2", "l1", "l0", "patch", "handling"] | None, opt(ATTACK, "Default: each attack's first.")] = None,
     target: Annotated[str | None, opt(ATTACK, "A class index that images are driven to, least-likely, or a goal (`list goals`).")] = None,
     goal: Annotated[
         Literal["first", "closest", "full"], opt(ATTACK, "Stop at the first witness, seek the nearest, or use every step.")

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, Parameter
 from rich.console import Console
 
-from . import compare_commands
+from . import compare_commands, scenario_commands
 from .console import bars, complain, finish, formats_of, show
 from .errors import WitnessRefuted
 from .gate import commands as gating
@@ -40,6 +40,7 @@ def add_to(app: App) -> None:
     for command in (describe, corrupt, leaderboard, report, verify):
         app.command(command)
     compare_commands.add_to(app)
+    scenario_commands.add_to(app)
     gating.add_to(app)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from .classifier import Logits
 from .criteria import Among, Binary, Criterion, Misclassified, MultiLabel, Targeted
 from .errors import UsageError
-from .goals import goal_of, towards
+from .goals import goal_of, meant, towards
 from .oracle import WhiteBox, WholeModel
 from .plan import Attack, parts
 from .registry import ATTACKS, number
@@ -101,11 +101,13 @@ def jobs(
     target: Target | None = None,
     goal: Goal = "first",
     sources: Sequence[str] = (),
+    disease: Sequence[int] | None = None,
 ) -> list[Job]:
     """Every attack at every eps, from every source where there are surrogates.
 
     Args:
         sources: names of what a transfer attack is made on; none for attacks on the model itself.
+        disease: classes that mean disease in the data, for goals that name none.
         norm: None takes each attack's first.
         eps: numbers or texts such as `8/255`; None takes the data set's default for the norm.
 
@@ -136,7 +138,10 @@ def jobs(
         if any(made_on):
             _need_one_try(name, parts(attack, used))
         for size, source in product(own if own is not None else [usual[used]], made_on):
-            made = job(attack, used, size, target=getattr(attack, "target", None) if target is None else target, goal=goal, source=source)
+            aim = getattr(attack, "target", None) if target is None else target
+            if disease is not None and isinstance(aim, str) and aim != LEAST_LIKELY:
+                aim = meant(aim, disease)
+            made = job(attack, used, size, target=aim, goal=goal, source=source)
             if any(other.condition.name == made.condition.name for other in planned):
                 raise UsageError(f"{made.condition.name} is asked for twice")
             planned.append(made)

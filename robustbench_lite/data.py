@@ -18,6 +18,7 @@ from .errors import DataError, UsageError
 from .imagefolder import read_folder
 from .labelled import Label, LabelledImages, content_ids, from_arrays, from_loader
 from .packed import read_cifar, read_npz
+from .patients import patients_in
 from .pictures import Files, Packed, Pictures
 from .registry import DATA, Spec, data
 
@@ -187,22 +188,30 @@ class Digits:
 @data("npz")
 @dataclass(frozen=True)
 class Npz:
-    """`npz:/path`: the arrays images and labels (or x and y, or MedMNIST's test_images and test_labels) of a NumPy archive."""
+    """`npz:/path`: the arrays images and labels (or x and y, or MedMNIST's test_images and test_labels) of a NumPy archive;
+    `patients=FILE.csv` says whose images they are (columns index and patient)."""
 
     path: str
+    patients: str | None = None
 
     def read(self, preprocess: Preprocess | None) -> LabelledImages:
-        return read_npz(self.path, preprocess)
+        return read_npz(self.path, preprocess, self.patients)
 
 
 @data("imagefolder")
 @dataclass(frozen=True)
 class ImageFolder:
-    """`imagefolder:/path,mapping=FILE`: one sub-folder a class; a JSON file may map sub-folders to class indices."""
+    """`imagefolder:/path,mapping=FILE`: pictures (8 bits, or grey of 16) and DICOM files, one sub-folder a class; a JSON file may map
+    sub-folders to class indices, or `labels=FILE.csv` say the classes (columns file and label); `patients=FILE.csv` says whose images they
+    are (columns file and patient)."""
 
     path: str
     mapping: str | None = None
+    patients: str | None = None
+    labels: str | None = None
 
     def read(self, preprocess: Preprocess | None) -> LabelledImages:
-        images = read_folder(self.path, self.mapping, preprocess)
+        images = read_folder(self.path, self.mapping, preprocess, self.labels)
+        if self.patients is not None:
+            images = replace(images, groups=patients_in(self.patients, "file", images.ids), persons=None)
         return replace(images, default_eps=IMAGENET_EPS) if images.classes == 1000 else images

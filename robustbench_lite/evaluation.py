@@ -21,6 +21,7 @@ from .errors import UsageError
 from .fitting import learns
 from .labelled import LabelledImages
 from .overlap import overlaps
+from .patients import no_patient_in_both
 from .plan import Attack
 from .requested import (
     Precision,
@@ -101,7 +102,7 @@ def evaluate(
         trained_on: augmentations that the model was trained on, for a warning where they are what the corruptions do; a checkpoint of
             `robust-train` says by itself which defense it has.
         eps: one or several radii, in [0, 1] pixel units (`8/255` as text is fine). None: the usual one of the data set.
-        norm: linf, l2, l1 or l0. None: each attack's first.
+        norm: linf, l2, l1, l0, patch or handling. None: each attack's first.
         target: a class that every image is driven to, `least-likely`, or a goal such as `upcoding`; images that have this label, or offer
             the attacker nothing, are left out. None: any wrong class.
         goal: `first` stops at an image's first witness; `closest` seeks the nearest; `full` uses every step and keeps the witness of
@@ -166,9 +167,11 @@ def evaluate(
     if stated_accuracy is not None and not 0 <= stated_accuracy <= 1:
         raise UsageError(f"the stated accuracy is a share in [0, 1], got {stated_accuracy:g}: 76 % is 0.76")
     twins = surrogates_of([twin], classifier, None) if twin is not None else []
-    training = None if training_data is None else images_of(training_data, classifier.preprocess, None, seed)
     source = default_for(classifier) if data is None else data
     images = images_of(source, classifier.preprocess, limit, seed)
+    training = None if training_data is None else images_of(training_data, classifier.preprocess, None, seed)
+    if training is not None:
+        no_patient_in_both(training, images)
     if images.readout is not None:
         classifier, others = images.readout.applied(classifier), [images.readout.applied(other) for other in others]
         twins = [images.readout.applied(each) for each in twins]
@@ -193,6 +196,7 @@ def evaluate(
         target=target,
         goal=goal,
         sources=list(sources(others)),
+        disease=images.disease,
     )
     aim = planned[0].target if planned else target
     learn_from = (
@@ -260,6 +264,7 @@ def evaluate(
             "readout": images.readout is not None and isinstance(source, str),
             "task": images.task,
             "synthetic": images.synthetic,
+            "disease": None if images.disease is None else list(images.disease),
             "class_names": None if images.class_names is None else list(images.class_names),
         },
         "stated_accuracy": stated_accuracy,

@@ -6,6 +6,7 @@ healthy patient to who wants a disease missed) are left out of a goal's rows, an
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, Protocol
@@ -153,6 +154,18 @@ def goal_of(text: str) -> Goal:
         raise UnknownName("target", name, [*GOALS.names(), "least-likely"], "a target is a class index, least-likely or a goal")
     made: Goal = GOALS.build(text)
     return made
+
+
+def meant(text: str, disease: Sequence[int]) -> str:
+    """The goal, where it says no classes, with those that mean disease in the data."""
+    match goal_of(text):
+        case MissedDisease(None):
+            return f"missed-disease:positive={'+'.join(map(str, disease))}"
+        case Upcoding(None) if tuple(disease) == (0,):
+            return "upcoding:order=1+0"
+        case TrialEligibility(None):
+            return f"trial-eligibility:eligible={'+'.join(map(str, disease))}"
+    return text
 
 
 def towards(text: str, labels: Labels, outputs: int) -> tuple[Criterion, Tensor]:

@@ -1,16 +1,20 @@
-"""A folder of pictures with one sub-folder a class, and how a sub-folder's name becomes a class index."""
+"""A folder of pictures with one sub-folder a class, or with a table of labels, and how a class's name becomes its index."""
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from . import dicom
 from .classifier import Preprocess
 from .errors import DataError
 from .labelled import LabelledImages
+from .patients import patients_in
 from .pictures import Files
 from .synsets import usual_index
 
@@ -19,14 +23,18 @@ SPLITS = {"train", "training", "val", "valid", "validation", "test"}
 SYNSET = re.compile(r"n\d{8}")
 
 
-def read_folder(root: str | Path, mapping: str | Mapping[str, int] | None, preprocess: Preprocess | None) -> LabelledImages:
-    """The pictures under `root`, sorted by path.
+def read_folder(
+    root: str | Path, mapping: str | Mapping[str, int] | None, preprocess: Preprocess | None, labels: str | None = None
+) -> LabelledImages:
+    """The pictures and DICOM files under `root`, sorted by path; in groups by patient where DICOM headers name any.
 
     Args:
         root: holds one sub-folder a class, with pictures at any depth; names that begin with a dot are left out.
         mapping: class indices by sub-folder, or a JSON file, `{"n01440764": 0}` or `{"0": ["n01440764", "tench"]}`. Without one, whole
             numbers are class indices themselves, synsets of ImageNet have their usual ones, and other names are numbered in sorted order.
         preprocess: applied to each picture.
+        labels: a CSV file with the columns `file` (a path below `root`) and `label` (a class index or a name), instead of sub-folders; what
+            it does not list is left out. A column `patient` takes the place of what DICOM headers say.
 
     Raises:
         DataError: no such folder, no pictures, files that are no pictures, or sub-folders whose class index is not known.
@@ -34,32 +42,81 @@ def read_folder(root: str | Path, mapping: str | Mapping[str, int] | None, prepr
     folder = Path(root).expanduser()
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}")
-    names = class_folders(folder)
-    if not names:
-        raise DataError(f"{folder} has no sub-folders: put the pictures of each class into a folder of its own")
-    if set(names) <= SPLITS:
-        raise DataError(f"{folder} holds {' and '.join(names)}, which are splits and not classes: write imagefolder:{folder / names[0]}")
-    index = class_indices(names, mapping, folder)
-    paths, left_out = [], 0
-    for name in names:
-        for path in sorted(entry for entry in (folder / name).rglob("[!.]*") if entry.is_file()):
-            if path.suffix.lower() in SUFFIXES:
-                paths.append(path)
-            else:
-                left_out += 1
-    if not paths:
-        raise DataError(f"{folder} has no pictures in its {len(names)} sub-folders (looked for {' '.join(sorted(SUFFIXES))})")
-    pictures = Files(paths, preprocess)
-    relative = [path.relative_to(folder) for path in paths]
+    if labels is not None and mapping is not None:
+        raise DataError("mapping is for sub-folders: write the class indices into the file of labels")
+    found = _in_sub_folders(folder) if labels is None else _listed(folder, Path(labels).expanduser())
+    index = class_indices(found.names, mapping, folder)
+    ids = sorted(found.classes, key=lambda key: Path(key).parts)
+    paths = [folder / key for key in ids]
+    told = dicom.survey(paths, ids)
+    if labels is not None and found.has_patients:
+        told = replace(told, groups=patients_in(labels, "file", ids), persons=None)
     return LabelledImages(
-        pictures,
-        labels=[index[path.parts[0]] for path in relative],
-        ids=[path.as_posix() for path in relative],
+        Files(paths, preprocess),
+        labels=[index[found.classes[key]] for key in ids],
+        ids=ids,
         name=folder.resolve().name,
+        groups=told.groups,
+        persons=told.persons,
         classes=_count(index.values()),
-        source=f"{len(paths)} pictures in {folder}" + (f"; {left_out} files of other kinds left out" if left_out else ""),
+        source="; ".join([f"{len(paths)} pictures in {folder}{found.note}", *told.notes]),
         sizes=[path.stat().st_size for path in paths],
     )
+
+
+@dataclass(frozen=True)
+class Named:
+    """The name of the class of each picture, by its path below the folder; all `names`; whether the same table names patients."""
+
+    classes: Mapping[str, str]
+    names: list[str]
+    note: str = ""
+    has_patients: bool = False
+
+
+def _in_sub_folders(folder: Path) -> Named:
+    names = class_folders(folder)
+    if not names:
+        raise DataError(f"{folder} has no sub-folders: put the pictures of each class into a folder of its own, or add labels=FILE.csv")
+    if set(names) <= SPLITS:
+        raise DataError(f"{folder} holds {' and '.join(names)}, which are splits and not classes: write imagefolder:{folder / names[0]}")
+    named, left_out = {}, 0
+    for name in names:
+        for path in (entry for entry in (folder / name).rglob("[!.]*") if entry.is_file()):
+            if path.suffix.lower() in SUFFIXES or dicom.is_dicom(path):
+                named[path.relative_to(folder).as_posix()] = name
+            else:
+                left_out += 1
+    if not named:
+        looked_for = " ".join(sorted(SUFFIXES.union(dicom.SUFFIXES)))
+        raise DataError(f"{folder} has no pictures in its {len(names)} sub-folders (looked for {looked_for})")
+    return Named(named, names, f"; {left_out} files of other kinds left out" if left_out else "")
+
+
+def _listed(folder: Path, table: Path) -> Named:
+    named: dict[str, str] = {}
+    try:
+        with table.open(encoding="utf-8-sig", newline="") as stream:
+            rows = csv.DictReader(stream)
+            columns = rows.fieldnames or ()
+            if not {"file", "label"} <= set(columns):
+                raise DataError(f"{table} needs the columns file and label, and has {', '.join(columns) or 'none'}")
+            for row in rows:
+                label, key = (row["label"] or "").strip(), Path((row["file"] or "").strip().replace("\\", "/")).as_posix()
+                if not label or key == "." or key.startswith("/") or ".." in key.split("/"):
+                    raise DataError(f"{table}, line {rows.line_num}, needs a path below {folder} and a label")
+                if key in named:
+                    raise DataError(f"{table}, line {rows.line_num}, names {key} a second time: keep one")
+                if not (folder / key).is_file():
+                    raise DataError(f"{table}, line {rows.line_num}, names {key}, which is not in {folder}")
+                named[key] = label
+    except OSError as error:
+        raise DataError(f"cannot read the labels {table}: {error.strerror}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{table} is no CSV file in UTF-8: {error}") from error
+    if not named:
+        raise DataError(f"{table} lists no files")
+    return Named(named, sorted(set(named.values())), f", labels of {table}", "patient" in columns)
 
 
 def class_folders(folder: Path) -> list[str]:

@@ -46,6 +46,9 @@ class LabelledImages(Sequence[tuple[Tensor, Label]]):
         benchmark: whose files the variants are, where figures of its own are known: `imagenet-c`, `cifar-c` or `medmnist-c`.
         task: what the labels mean, where the data say so.
         synthetic: the images are of nothing real, as every report must say.
+        disease: classes that mean disease, where the data say so; what a goal such as `missed-disease` means unless it says otherwise.
+        persons: one per image, where `groups` are mere numbers: who it is, in a form that holds in this process only. Never shown
+            and never stored.
 
     Raises:
         DataError: labels, ids, groups, variants and images that do not fit each other or the class count.
@@ -67,6 +70,8 @@ class LabelledImages(Sequence[tuple[Tensor, Label]]):
     benchmark: str | None = None
     task: Task | None = None
     synthetic: bool = False
+    disease: tuple[int, ...] | None = None
+    persons: Sequence[str] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if not len(self.pictures):
@@ -117,6 +122,7 @@ class LabelledImages(Sequence[tuple[Tensor, Label]]):
             labels=[self.labels[i] for i in indices],
             ids=[self.ids[i] for i in indices],
             groups=None if self.groups is None else [self.groups[i] for i in indices],
+            persons=None if self.persons is None else [self.persons[i] for i in indices],
             sizes=[self.sizes[i] for i in indices] if self.sizes else (),
             variants={name: Chosen(variant, indices) for name, variant in self.variants.items()},
         )

@@ -2,59 +2,107 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
+from zipfile import BadZipFile
+from zlib import error as ZlibError
 
 import numpy as np
 
 from .classifier import Preprocess
 from .errors import DataError
 from .labelled import LabelledImages, content_ids, from_arrays, labels_of
+from .patients import SPLITS, apart, patients_in, patients_of
 from .pictures import Packed
 
-KEYS = (("images", "labels"), ("x", "y"), ("test_images", "test_labels"))  # the last pair is MedMNIST's
+KEYS = (
+    ("images", "labels", "patients"),
+    ("x", "y", "patients"),
+    ("test_images", "test_labels", "test_patients"),  # MedMNIST's
+)
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 
-def read_npz(path: str, preprocess: Preprocess | None) -> LabelledImages:
+def read_npz(path: str, preprocess: Preprocess | None, patients: str | None = None) -> LabelledImages:
     """The images and labels of an .npz file.
 
     Args:
         path: holds `images` and `labels`, `x` and `y`, or `test_images` and `test_labels`. Images are uint8 (N, H, W),
-            (N, H, W, C) or (N, C, H, W) with C = 1 or 3, or floats in [0, 1] of these shapes.
+            (N, H, W, C) or (N, C, H, W) with C = 1 or 3, or floats in [0, 1] of these shapes. `patients` (`test_patients`) may say whose,
+            and `synthetic` what images of nothing real are called.
         preprocess: applied to uint8 pictures; floats are taken as they are.
+        patients: a CSV file that says whose images they are, by `index`.
 
     Raises:
-        DataError: no such file, no such arrays, damaged, or arrays that are no images.
+        DataError: no such file, no such arrays, damaged, or arrays that are no images; patients as in `patients`.
     """
     file = Path(path).expanduser()
-    if not file.is_file():
-        raise DataError(f"there is no file {file}")
-    images, labels = _arrays(file)
-    images = _channels_last(images, file)
-    source = f"{file}"
+    with opened(file) as archive:
+        keys = next((keys for keys in KEYS if set(keys[:2]) <= set(archive.files)), None)
+        if keys is None:
+            wanted = ", or ".join(f"{images} and {labels}" for images, labels, _ in KEYS)
+            raise DataError(f"{file} holds {', '.join(archive.files) or 'nothing'}: it needs the arrays {wanted}")
+        images, labels = archive[keys[0]], archive[keys[1]]
+        if keys is KEYS[-1]:
+            groups = split_patients(archive, "test", file)
+        else:
+            groups = patients_of(archive["patients"], "patients") if "patients" in archive.files else None
+        synthetic = synthetic_name(archive)
+    if patients is not None:
+        groups = patients_in(patients, "index", [str(index) for index in range(len(images))])
+    read = _labelled(_channels_last(images, file), labels, file, preprocess)
+    return replace(read, groups=groups, name=synthetic or read.name, synthetic=synthetic is not None)
+
+
+def _labelled(images: Any, labels: Any, file: Path, preprocess: Preprocess | None) -> LabelledImages:
     if images.dtype != np.uint8:
         planes = images[..., None] if images.ndim == 3 else images
-        return from_arrays(planes.transpose(0, 3, 1, 2), labels, file.stem, source=f"{source}, floats taken as they are")
-    grey = images[..., 0] if images.ndim == 4 and images.shape[-1] == 1 else images
-    return LabelledImages(Packed(grey, preprocess), labels_of(labels, file.stem), content_ids(grey), file.stem, source=source)
+        return from_arrays(planes.transpose(0, 3, 1, 2), labels, file.stem, source=f"{file}, floats taken as they are")
+    grey = without_grey_axis(images)
+    return LabelledImages(Packed(grey, preprocess), labels_of(labels, file.stem), content_ids(grey), file.stem, source=f"{file}")
 
 
-def _arrays(file: Path) -> tuple[Any, Any]:
-    from zipfile import BadZipFile
-    from zlib import error as ZlibError
+def without_grey_axis(images: Bytes) -> Bytes:
+    """(N, H, W, 1) as (N, H, W); colour as it is."""
+    return images[..., 0] if images.ndim == 4 and images.shape[-1] == 1 else images
 
+
+def split_patients(archive: Any, split: str, file: Path) -> list[str] | None:
+    """The patients of a split, where the archive has an array such as `test_patients`.
+
+    Raises:
+        DataError: not one patient an image, or some are in a split that comes earlier.
+    """
+    keys = {each: next((key for key in (f"{each}_patients", f"{each}_patient") if key in archive.files), None) for each in SPLITS}
+    known = {each: patients_of(archive[key], f"{key} in {file}") for each, key in keys.items() if key is not None}
+    apart(known, split, str(file))
+    return known.get(split)
+
+
+def synthetic_name(archive: Any) -> str | None:
+    """What images that are of nothing real are called, where the archive says so in the array `synthetic`: `phantom:chest`."""
+    return str(archive["synthetic"]) if "synthetic" in archive.files else None
+
+
+@contextmanager
+def opened(file: Path) -> Iterator[Any]:
+    """An .npz archive, whose arrays are read when they are asked for.
+
+    Raises:
+        DataError: no such file, damaged, pickled objects, or one array alone.
+    """
+    if not file.is_file():
+        raise DataError(f"there is no file {file}")
     try:
         with file.open("rb") as stream:  # NumPy leaves a damaged archive open when it opens the file itself
             archive = np.load(stream, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise DataError(f"{file} holds one array: save images and labels with numpy.savez(FILE, images=..., labels=...)")
-            for pair in KEYS:
-                if set(pair) <= set(archive.files):
-                    return archive[pair[0]], archive[pair[1]]
-            wanted = ", or ".join(" and ".join(pair) for pair in KEYS)
-            raise DataError(f"{file} holds {', '.join(archive.files) or 'nothing'}: it needs the arrays {wanted}")
+            yield archive
     except (OSError, ValueError, EOFError, BadZipFile, ZlibError) as error:
         if "allow_pickle" in str(error):
             raise DataError(f"{file} holds pickled objects, which could run code: save plain arrays of numbers instead") from error

@@ -9,12 +9,18 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
+from . import dicom
 from .classifier import Preprocess
 from .errors import DataError
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image
+
+    from .classifier import Levels
+
+WHITE_IS_ZERO = 262, 0
+"""The tag of a TIFF file that says what its values mean, and what it says where they are inverted."""
 
 
 class Pictures(Protocol):
@@ -59,10 +65,10 @@ class Packed:
 
 @dataclass(frozen=True)
 class Files:
-    """Picture files, opened when they are asked for. paths: below `folder`, where they are not whole.
+    """Picture and DICOM files, opened when they are asked for. paths: below `folder`, where they are not whole.
 
     Raises (on access):
-        DataError: a file that is no picture, is cut off, or has more than 8 bits a channel; its path is named.
+        DataError: a file that is no picture, is cut off, or has more than 16 bits a channel; its path is named.
     """
 
     paths: Sequence[Path | str]
@@ -77,6 +83,8 @@ class Files:
 
         file = self.folder / self.paths[index]
         try:
+            if dicom.is_dicom(file):
+                return prepared_levels(dicom.read(file), self.preprocess)
             with Image.open(file) as picture:
                 return prepared(picture, self.preprocess)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow raises for a damaged file
@@ -86,8 +94,33 @@ class Files:
 def prepared(picture: Image, preprocess: Preprocess | None) -> Tensor:
     """(C, H, W) float32 in [0, 1]; without a preprocess the picture keeps its size, and its one channel where it is grey."""
     if picture.mode == "F" or picture.mode.startswith("I"):
-        # Pillow would clip such values at 255 without a word, which turns a 16-bit X-ray white
-        raise ValueError(f"it has more than 8 bits a channel (mode {picture.mode}): convert it, or pass float images in [0, 1] as npz:FILE")
+        return prepared_levels(_sixteen_bits(picture), preprocess)
     if preprocess is None:
         preprocess = Preprocess(size=None, resize=None, channels=1 if picture.mode in ("L", "1") else 3)
     return preprocess(picture)
+
+
+def prepared_levels(levels: Levels, preprocess: Preprocess | None) -> Tensor:
+    """The same of a picture of more than 8 bits a channel."""
+    return (preprocess or Preprocess(size=None, resize=None, channels=1 if levels.ndim == 2 else 3)).of_levels(levels)
+
+
+def _sixteen_bits(picture: Image) -> Levels:
+    """(H, W), where 65535 is white whatever the picture holds: one of 12 bits in a file of 16 is as dark as any viewer shows it.
+
+    Raises:
+        ValueError: it has another range, which Pillow would clip at 255 without a word: a white X-ray.
+    """
+    import numpy as np
+
+    widened = picture.mode == "I" and picture.format in ("PNG", "PPM")  # what Pillow makes of 16 bits in these files
+    if not (widened or picture.mode.startswith("I;16")):
+        raise ValueError(
+            f"it has signed values or more than 16 bits a channel (mode {picture.mode}): convert it, "
+            "or pass float images in [0, 1] as npz:FILE"
+        )
+    levels = np.asarray(picture, dtype=np.float64) / 65535
+    tag, inverted = WHITE_IS_ZERO
+    if getattr(picture, "tag_v2", {}).get(tag) == inverted:  # which Pillow heeds for 8 bits only
+        levels = 1 - levels
+    return levels.astype(np.float32)

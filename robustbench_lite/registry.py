@@ -249,7 +249,7 @@ ARCHITECTURES = Registry("architecture", ("robustbench_lite.defenses",), "robust
 MODELS = Registry("model", ("robustbench_lite.models", "robustbench_lite.defenses"), "robustbench_lite.models")
 DATA = Registry(
     "data",
-    tuple(f"robustbench_lite.{name}" for name in ("data", "published", "corrupted_sets", "corrupted_arrays")),
+    tuple(f"robustbench_lite.{name}" for name in ("data", "published", "corrupted_sets", "corrupted_arrays", "phantoms", "medmnist")),
     "robustbench_lite.data",
 )
 GOALS = Registry("goal", ("robustbench_lite.goals",), "robustbench_lite.goals")

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from inspect import isclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from .clinical import Figures, OperatingPoint
+from .errors import UnknownName
+from .labelled import Task
 from .oracle import WhiteBox
 from .registry import ATTACKS, CORRUPTIONS, SUITES, Spec
 
@@ -46,7 +49,7 @@ class Row:
     def accident(self) -> bool:
         """Whether the means is a corruption."""
         name = Spec.parse(self.means).name
-        return name in CORRUPTIONS.names() or name in SUITES.names()
+        return name in (*CORRUPTIONS.names(), *CORRUPTIONS.aliases, *SUITES.names(), *SUITES.aliases)
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,7 @@ class Scenario:
         sensitivity: at which the operating point is set on clean images.
         published: what a paper found, to be shown beside.
         data: spec of the phantoms that it can be tried on.
+        tasks: what labels it is for, where every scenario that fits is asked for.
     """
 
     access = WhiteBox
@@ -97,6 +101,7 @@ class Scenario:
     sensitivity: ClassVar[float] = 0.9
     published: ClassVar[Published | None] = None
     data: ClassVar[str | None] = None
+    tasks: ClassVar[tuple[Task, ...]] = ("binary",)
 
     def __init_subclass__(cls) -> None:
         alone = [row for row in cls.rows if row.knowledge not in (*FROM_SURROGATES, "nothing")]
@@ -109,14 +114,33 @@ class Scenario:
         return self.goal
 
     def parts(self, norm: str) -> Mapping[str, Attack]:
-        """The attacks on the model itself in a norm, by the names of their rows."""
+        """The attacks on the model itself in a norm, by the names of their rows; what differs in eps only, once."""
         made: dict[str, Any] = {}
         for row in self.rows:
             if row.knowledge not in (*FROM_SURROGATES, "nothing") and (row.norm or "linf") == norm:
                 attack = ATTACKS.build(row.means)
                 inner = attack.parts(norm) if hasattr(attack, "parts") else {"": attack}
-                made |= {f"{row.name}/{name}" if name else row.name: each for name, each in inner.items()}
+                new = {f"{row.name}/{name}" if name else row.name: each for name, each in inner.items()}
+                made |= {name: each for name, each in new.items() if each not in made.values()}
         return made
+
+
+def scenario_names() -> list[str]:
+    """The registered scenarios."""
+    return [name for name in ATTACKS.names() if isclass(found := ATTACKS.get(name)) and issubclass(found, Scenario)]
+
+
+def scenario_named(name: str) -> Scenario:
+    """The registered scenario.
+
+    Raises:
+        UnknownName: there is none of this name.
+    """
+    known = scenario_names()
+    if name not in known:
+        raise UnknownName("scenario", name, known, "see `robust-eval scenario list`; a file of your own ends in .toml or .yaml")
+    made: Scenario = ATTACKS.build(name)
+    return made
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCE
 OURS = ("run.json", "results.sqlite", "results.sqlite-wal", "results.sqlite-shm", "lock.sqlite", "lock.sqlite-journal", "table.csv",
         "samples.csv", "cascade.csv", "transfer.csv", "corruptions.csv", "calibration.csv", "sequences.csv", "shape_bias.csv",
         "report.html", "witnesses", "run.json.partial", "gate.json", "gate-junit.xml", "gate.sarif", "gate.md", "badge.json",
-        "badge.svg")  # fmt: skip
+        "badge.svg", "scenario.html", "clinical.csv", "clinical.json")  # fmt: skip
 
 SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS verdicts ({", ".join(f'"{name}"' for name in VERDICT_FIELDS)}, PRIMARY KEY (condition, sample_id)) WITHOUT ROWID;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -12,15 +13,20 @@ from torch import Tensor
 
 from .classifier import Images
 from .errors import UsageError, did_you_mean
+from .handling import SETTINGS, handled, strength
+from .pasting import Window, extent, holding_most
 from .rows import Rows, per_sample
 
 if TYPE_CHECKING:
     from .streams import Streams
 
-Norm = Literal["linf", "l2", "l1", "l0"]
+Norm = Literal["linf", "l2", "l1", "l0", "patch", "handling"]
 
 ROUNDING = 1e-5
 """Relative slack of `contains`: float32 sums over an image's pixels are good to about this."""
+
+SAME_PICTURE = 1e-4
+"""Two pictures that were handled alike differ by no more in any value: resampling is good to about this in float32."""
 
 
 class Threat(Rows):
@@ -36,7 +42,8 @@ class Ball(Threat):
     """All images within `eps` of the origin, by one norm.
 
     Args:
-        eps: 0-d or (B,), in units of a pixel's full range [0, 1]; for `l0` the number of values (pixel x channel) that may change.
+        eps: 0-d or (B,), in units of a pixel's full range [0, 1]; for `l0` the number of values (pixel x channel) that may change;
+            for `patch` and `handling` see there.
     """
 
     eps: Tensor
@@ -52,7 +59,12 @@ class Ball(Threat):
     def allows(self, x: Images, distance: Tensor) -> Tensor:
         """`contains`, for an x whose distance is known already."""
         flat = x.flatten(1)
-        return (flat.amin(1) >= 0) & (flat.amax(1) <= 1) & (distance <= self.eps * (1 + ROUNDING) + 1e-7)
+        return (flat.amin(1) >= 0) & (flat.amax(1) <= 1) & (distance <= self.reach)
+
+    @property
+    def reach(self) -> Tensor:
+        """eps, with the slack of rounding."""
+        return self.eps * (1 + ROUNDING) + 1e-7
 
     @abstractmethod
     def distance(self, x: Images, origin: Images) -> Tensor:
@@ -231,14 +243,96 @@ class L0(Ball):
         return torch.zeros_like(chosen).scatter_(1, order, chosen).view_as(size)
 
 
-BALLS: dict[str, type[Ball]] = {b.norm: b for b in (Linf, L2, L1, L0)}
+@dataclass(frozen=True)
+class Patch(Ball):
+    """Any pixels within one square window. eps is the window's side, as a share of the shorter side of the image."""
+
+    norm = "patch"
+
+    def distance(self, x: Images, origin: Images) -> Tensor:
+        """The side of the smallest square that holds all changed pixels."""
+        return extent((x != origin).any(1)).to(x.dtype) / min(x.shape[-2:])
+
+    def side(self, origin: Images) -> Tensor:
+        """(B,) of the window, in pixels.
+
+        Raises:
+            UsageError: it is smaller than a pixel.
+        """
+        short = min(origin.shape[-2:])
+        side = (self.reach * short).floor().long().expand(len(origin))
+        if (side < 1).any():
+            raise UsageError(f"a patch of this size is less than one pixel of {short}: its eps must be {1 / short:.3g} or more")
+        return side
+
+    def project(self, x: Images, origin: Images) -> Images:
+        """What lies in the window that has changed most."""
+        x = x.clamp(0, 1)
+        most = holding_most((x - origin).abs().sum(1), self.side(origin)).square(x)
+        within = self.distance(x, origin) <= self.reach  # as it is: the sums of two windows may differ by less than they are rounded
+        return torch.where(most | per_sample(within, x), x, origin)
+
+    def ascent(self, gradient: Images, share: float, x: Images) -> Images:
+        """Its length is a share of a pixel's range: how far a pixel goes is not what eps limits."""
+        return share * self.steepest(gradient)
+
+    def steepest(self, gradient: Images) -> Images:
+        return gradient.sign()
+
+    def random_point(self, origin: Images, draw: Streams) -> Images:
+        """Noise in a window that lies anywhere."""
+        window = Window.drawn(origin, self.side(origin), draw, "place").square(origin)
+        return torch.where(window, draw.uniform("random point", *origin.shape[1:]).to(origin), origin)
+
+
+@dataclass(frozen=True)
+class Handling(Ball):
+    """The picture put in askew, and lighter or darker, in one of the ways of `handling.SETTINGS`.
+
+    eps is how far these go: at 1 up to 30 degrees and 0.2 of a pixel's range. A distance is the larger of the two as a share of that range,
+    and infinite where the image did not come about like this.
+    """
+
+    norm = "handling"
+
+    def handled(self, origin: Images, setting: Tensor) -> Images:
+        """The images under the settings of these numbers (B,)."""
+        shares = torch.tensor(SETTINGS, device=origin.device)[setting] * self.eps.expand(len(origin))[:, None]
+        return handled(origin, shares[:, 0], shares[:, 1])
+
+    def distance(self, x: Images, origin: Images) -> Tensor:
+        found = torch.full((len(x),), torch.inf, device=x.device, dtype=x.dtype)
+        for number, apart in self._apart(x, origin):
+            found = torch.where(apart <= SAME_PICTURE, torch.minimum(found, strength(SETTINGS[number]) * self.eps), found)
+        return found
+
+    def project(self, x: Images, origin: Images) -> Images:
+        """The image of that setting which comes nearest in its farthest pixel."""
+        nearest = torch.stack([apart for _, apart in self._apart(x, origin)], 1).argmin(1)
+        return self.handled(origin, nearest)
+
+    def steepest(self, gradient: Images) -> Images:
+        raise TypeError("a picture that is handled goes from one setting to another: there are no steps along a gradient")
+
+    def random_point(self, origin: Images, draw: Streams) -> Images:
+        return self.handled(origin, draw.integers("setting", 0, len(SETTINGS), 1)[:, 0])
+
+    def _apart(self, x: Images, origin: Images) -> Iterator[tuple[int, Tensor]]:
+        """The settings' numbers, and (B,) how far x is from what they make of the origin, in the farthest pixel."""
+        for number in range(len(SETTINGS)):
+            made = self.handled(origin, torch.full((len(x),), number, device=x.device))
+            yield number, (made - x).abs().flatten(1).amax(1)
+
+
+BALLS: dict[str, type[Ball]] = {b.norm: b for b in (Linf, L2, L1, L0, Patch, Handling)}
 
 
 def ball(norm: str, eps: float) -> Ball:
     """The ball of this norm and size.
 
     Raises:
-        UsageError: an unknown norm, or an eps that is not a size in it: eps must be positive, at most 1 for linf, whole for l0.
+        UsageError: an unknown norm, or an eps that is not a size in it: eps must be positive, at most 1 for linf, patch and
+            handling, whole for l0.
     """
     if norm not in BALLS:
         raise UsageError(f"unknown norm {norm!r}{did_you_mean(norm, BALLS)}")
@@ -246,6 +340,10 @@ def ball(norm: str, eps: float) -> Ball:
         raise UsageError(f"eps must be positive and finite, got {eps:g} (accuracy without an attack is the row `clean`)")
     if norm == "linf" and eps > 1:
         raise UsageError(f"eps {eps:g} is more than the whole range of a pixel: images are in [0, 1], write 8/255 and not 8")
+    if norm == "patch" and eps > 1:
+        raise UsageError(f"eps {eps:g} is a patch larger than the image: it is a share of the image's shorter side, such as 0.4")
+    if norm == "handling" and eps > 1:
+        raise UsageError(f"eps {eps:g} is more than the whole range of handling, which is 1: 30 degrees, and a brightness 0.2 off")
     if norm == "l0" and eps != int(eps):
         raise UsageError(f"eps of l0 counts values and must be whole, got {eps:g}")
     return BALLS[norm](torch.tensor(eps, dtype=torch.float32))

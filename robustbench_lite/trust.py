@@ -67,6 +67,8 @@ def _trust(evidence: Evidence, condition: Condition) -> Trust:
 
 def _missing(evidence: Evidence, condition: Condition, left: Set[str]) -> tuple[str, ...]:
     """What a sound row must have had: of its own parts, or of what else was tried in its ball on every image that is left."""
+    if condition.norm == "handling":  # a finite set, whose every member its attack asks about
+        return ()
     tried = evidence.tried(condition)
     own = [c for c in tried if c.kind == "attack"] if condition.kind == "worst" else [condition]
     searched = {v.sample_id for c in tried for v in evidence.verdicts(c) if _queries(c, v) >= SEARCH * evidence.answers(c)}
@@ -79,7 +81,8 @@ def _missing(evidence: Evidence, condition: Condition, left: Set[str]) -> tuple[
     elif steps < least:
         lacking.append(f"gradients were followed for {steps} steps, and goal {own[0].goal} asks for {least}: give the attack more")
     if not left <= searched:
-        lacking.append(f"no attack without gradients was tried ({SEARCH:,} queries an image or more): add square, or --doubt")
+        advice = "there is none for patches" if condition.norm == "patch" else "add square, or --doubt"
+        lacking.append(f"no attack without gradients was tried ({SEARCH:,} queries an image or more): {advice}")
     if not left <= searched | sprinkled:
         lacking.append("random points were not tried: add noise, or --doubt")
     return tuple(lacking)

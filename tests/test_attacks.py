@@ -18,6 +18,7 @@ from robustbench_lite.oracle import Case, Ledger
 from robustbench_lite.passes import Passes
 from robustbench_lite.plan import Finding, Plan, Subject, parts
 from robustbench_lite.registry import ATTACKS
+from robustbench_lite.scenarios import scenario_names
 from robustbench_lite.scheduler import run
 from robustbench_lite.threat import ball
 
@@ -40,12 +41,17 @@ CHOSEN |= {
     "es-pgd": ("es-pgd:iterations=8,samples=100",),
     "sgm": (),  # not for the models below, which have no skip connections: test_sgm.py holds it to the same
     "bpda": (),  # nor this, as they offer no stand-ins: test_bpda_attack.py
-}
+    "patch": ("patch:steps=10",),
+    "universal-patch": (), "natural-patch": (),  # these must learn first: test_patches.py
+    "clumsy": (),  # knows pictures and not values: test_clumsy.py
+}  # fmt: skip
 OURS = [name for name in ATTACKS.names() if ATTACKS.get(name).__module__.startswith("robustbench_lite.attacks.")]
+CHOSEN |= dict.fromkeys(scenario_names(), ())  # they are made of others, which are in the list themselves
 SPECS = [spec for name in OURS for spec in CHOSEN.get(name, (name,))]
 CASES = [(spec, norm) for spec in SPECS for norm in ATTACKS.build(spec).norms]
 STEPPED = [(spec, norm) for spec, norm in CASES if getattr(ATTACKS.build(spec), "batched", True)]
-EPS = {"linf": 0.06, "l2": 0.5, "l1": 3.0, "l0": 8.0}
+EPS = {"linf": 0.06, "l2": 0.5, "l1": 3.0, "l0": 8.0, "patch": 0.25}
+SMALLEST = {"l0": 1.0, "patch": 1 / 8}  # one value, and one pixel of eight
 
 each = pytest.mark.parametrize(("spec", "norm"), CASES)
 each_of_ours = pytest.mark.parametrize(("spec", "norm"), STEPPED)
@@ -132,7 +138,7 @@ def test_it_works_with_few_and_many_classes(attack: Run, net: Any, pictures: Any
     # where a loss is constant, its gradient is zero and no image comes nearer to being broken
     losses = ("ce", "dlr", "margin") if hasattr(first_part(spec, norm), "loss") else ()
     for tried in [with_option(spec, f"loss={loss}") for loss in losses] or [spec]:
-        found = attack(model, tried, x, norm=norm, eps=max(1, EPS[norm] / 4) if norm == "l0" else EPS[norm] / 4)
+        found = attack(model, tried, x, norm=norm, eps=max(SMALLEST.get(norm, 0), EPS[norm] / 4))
         assert sum(f.margin > before for f, before in zip(found, clean, strict=True)) >= 11
 
 
@@ -152,7 +158,7 @@ class Light(nn.Module):
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_saturated_images_can_be_moved(attack: Run, spec: str, norm: str, value: float) -> None:
     x = torch.full((2, 3, 4, 4), value)
-    eps = {"linf": 0.06, "l2": 0.5, "l1": 2.5, "l0": 4.0}[norm]
+    eps = {"linf": 0.06, "l2": 0.5, "l1": 2.5, "l0": 4.0, "patch": 0.5}[norm]
     assert [f.broken for f in attack(Light(value), spec, x, norm=norm, eps=eps)] == [True, True]
 
 

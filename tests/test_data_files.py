@@ -134,13 +134,6 @@ def test_a_picture_that_is_cut_off_is_named_when_it_is_reached(tmp_path: Path) -
         images[0]
 
 
-def test_sixteen_bits_are_refused_instead_of_clipped(tmp_path: Path) -> None:
-    root = folder_of(tmp_path / "xray", ["ill"], each=1)
-    Image.fromarray((noise(6, 8).astype(np.uint16) + 1) * 200).save(root / "ill" / "0.png")
-    with pytest.raises(DataError, match="more than 8 bits a channel"):
-        load_data(f"imagefolder:{root}")[0]
-
-
 # --- CIFAR -----------------------------------------------------------------------------------------------------------------
 
 
