@@ -4,6 +4,7 @@
 #   make test   the tests (under ten minutes on two cores);  make test-all adds the slow ones and those against other libraries
 #   make bench  measure speed and memory, into docs/benchmarks.md;  make lint  ruff and mypy
 #   make peers  compare strength with other libraries (hours; a run that was stopped goes on), the figures of docs/peers.md
+#   make phantoms  train the bundled models for synthetic phantoms again (ten minutes)
 #   make zoo    train the bundled models again and hold them to their cards (under half an hour on two cores)
 #               FULL=1 measures them on all test images (hours); UPDATE=1 puts them in the place of those that are there
 
@@ -16,7 +17,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS
 # idle OpenMP threads that spin made two threads up to fifty times slower on a shared machine
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo demo-gate test test-all bench peers zoo screenshots lint clean
+.PHONY: demo demo-gate test test-all bench peers zoo phantoms screenshots lint clean
 
 demo: .venv/demo
 	$(BIN)/robust-eval --model efficientnet_lite0 --attack fgsm --attack pgd
@@ -38,6 +39,9 @@ peers: .venv/peers
 
 zoo: .venv/demo
 	$(BIN)/python -m robustbench_lite.defenses.zoo.make $(if $(UPDATE),--update) $(if $(FULL),--full)
+
+phantoms: .venv/demo
+	$(BIN)/python -m robustbench_lite.defenses.phantoms.make $(if $(UPDATE),--update)
 
 screenshots: .venv/demo
 	$(BIN)/python docs/screenshots.py

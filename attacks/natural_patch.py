@@ -48,7 +48,7 @@ class NaturalPatch:
         for pupils, _ in replace(lesson, target=None).batches(0):  # those too that offer nothing: the healthy show health best
             for number, each in enumerate(wanted):
                 suited = _findings_suited(pupils.logits, rule) if isinstance(rule, MultiLabel) else _probabilities(pupils.logits)[:, each]
-                best = int(suited.argmax())
+                best = int(suited.nan_to_num(-torch.inf).argmax())  # an answer that is no number shows nothing
                 if suited[best] > worth[number]:
                     worth[number], patches[number] = float(suited[best]), centre_square(pupils.x[best : best + 1])
         return {"patches": torch.cat(patches), "classes": torch.tensor(wanted), "worth": worth}

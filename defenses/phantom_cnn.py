@@ -21,7 +21,7 @@ def phantom_cnn(classes: int, channels: int = 3) -> nn.Module:
 
 @architecture("phantom_residual")
 def phantom_residual(classes: int, channels: int = 3) -> nn.Module:
-    """Patches of 4 x 4 pixels, then three residual blocks of wide depthwise convolutions with GELU, after Liu et al. (ConvNeXt, CVPR 2022)."""
+    """Patches of 4 x 4 pixels, then three residual blocks of wide depthwise convolutions, after Liu et al. (ConvNeXt, CVPR 2022)."""
     width = 24
     stem = nn.Sequential(nn.Conv2d(channels, width, 4, stride=4), nn.BatchNorm2d(width))
     return nn.Sequential(stem, *[_Residual(width) for _ in range(3)], nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes))

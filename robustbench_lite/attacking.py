@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .cascade import Course, Stage, through
-from .conditions import Job, clean_criterion, criterion, offered
+from .conditions import LEAST_LIKELY, Job, clean_criterion, criterion, offered
 from .engines import local
 from .judge import Judge
 from .plan import Attack, Finding, Plan, Subject
@@ -98,8 +98,12 @@ class Attacking:
         self._remark(job)
 
     def _remark(self, job: Job) -> None:
-        """Note what the matrix of a transfer attack lacks; how far the row can be trusted, the diagnostics say."""
+        """Note what a row and the matrix of a transfer attack lack; how far the row can be trusted, the diagnostics say."""
         name, source = job.condition.name, job.condition.source
+        if passed_over := self.store.left_out(name, NOTHING_TO_GAIN):
+            one_class = isinstance(job.target, int) or job.target == LEAST_LIKELY
+            reason = "of the target's own class" if one_class else "that offer the attacker nothing"
+            self.notes.append(f"{name}: {len(passed_over)} images {reason} are left out")
         outside = "sample_id NOT IN (SELECT sample_id FROM transferred t WHERE t.condition = verdicts.condition)"
         if source and (unmade := self.store.count(name, outside)):
             self.notes.append(
@@ -112,7 +116,7 @@ class Attacking:
         A transfer attack is made of every image, also of those that the target gets wrong by itself: its success is counted over all.
         Where the outputs are asked for, every attack is: an image that is wrong already can be made wrong more surely.
         """
-        name, left_out = job.condition.name, []
+        name, left_out = job.condition.name, set[str]()
         subjects: list[Subject] = []
         for answer in answers:
             if answer.trouble:
@@ -127,7 +131,7 @@ class Attacking:
         gains, aimed = (torch.ones(len(labels), dtype=torch.bool), None) if job.target is None else offered(labels, job.target, logits)
         for row, answer in enumerate(usable):
             if not gains[row]:
-                left_out.append(answer.id)
+                left_out.add(answer.id)
             elif (met[row] or answer.wrong) and not self._everyone(job):  # a targeted run too: wrong without an attack is not robust
                 target = None if aimed is None else int(aimed[row])
                 self.store.add(self.samples.verdict(name, answer, answer.said, broken=True, broken_by="clean", target=target))
@@ -135,10 +139,7 @@ class Attacking:
                 subjects.append(
                     Subject(answer.id, partial(self.samples.load, answer.id), rules.take(slice(row, row + 1)), logits[row : row + 1])
                 )
-        if left_out:
-            reason = "of the target's own class" if aimed is not None else "that offer the attacker nothing"
-            self.store.leave_out(name, left_out, NOTHING_TO_GAIN)
-            self.notes.append(f"{name}: {len(self.store.left_out(name))} images {reason} are left out")
+        self.store.leave_out(name, left_out, NOTHING_TO_GAIN)
         return subjects, self.store.not_correct(name)
 
     def _courses(self, job: Job, subjects: list[Subject]) -> Iterator[list[Course]]:

@@ -1,6 +1,7 @@
 """Clinical figures of classifiers: AUROC, sensitivity and specificity at a fixed operating point, confidence, attack success.
 
-Intervals are 95 %, by a bootstrap over images or, where images are grouped, over patients; differences to the clean images are paired.
+Intervals are 95 %, by a bootstrap over images or, where images are grouped, over patients, and never narrower than Wilson's of the same
+variance; differences to the clean images are paired.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from .clinical_statistics import (
     Floats,
     Measure,
     independent_pairs,
+    limits,
     percentiles,
     resampled,
     share,
@@ -268,8 +270,10 @@ class _Drawn:
             said.append(f"{len(values) - 1 - len(drawn)} of {len(values) - 1} resamples had no value and were dropped")
         if units < FEW:
             said.append(f"the interval rests on few {what}{who} ({units}) and may be too narrow")
-        low, high = percentiles(drawn, units) if len(drawn) >= len(values) * FEWEST_SHARE else (lowest, 1.0)
-        return Figure(float(values[0]), max(low, lowest), min(high, 1.0), "; ".join(said) or None)
+        value, low, high = float(values[0]), lowest, 1.0
+        if len(drawn) >= len(values) * FEWEST_SHARE:
+            low, high = limits(value, drawn, units) if lowest == 0 else percentiles(drawn, units)  # a difference is no share
+        return Figure(value, max(low, lowest), min(high, 1.0), "; ".join(said) or None)
 
     def _members(self, among: Bools) -> int:
         return len(np.unique(self.of.groups[among]))
@@ -293,11 +297,11 @@ def _confidence(of: Answers) -> Figure:
     if not decided.any():
         return Figure(None, reason="all images are undecided")
     values = of.after.confidence[decided].mean(1)
-    limits = t_interval(values, of.groups[decided])
+    around = t_interval(values, of.groups[decided])
     undecided = f"without {int((~decided).sum())} undecided images" if not decided.all() else None
-    if limits is None:
+    if around is None:
         return Figure(float(values.mean()), reason=f"one {'image' if of.patients is None else 'patient'} has no spread")
-    return Figure(float(values.mean()), max(0.0, limits[0]), min(1.0, limits[1]), undecided)
+    return Figure(float(values.mean()), max(0.0, around[0]), min(1.0, around[1]), undecided)
 
 
 def _calibration(of: Answers) -> Figure:

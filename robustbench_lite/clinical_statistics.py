@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .stats import wilson
+
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 Indices = NDArray[np.intp]
@@ -139,6 +141,21 @@ def percentiles(drawn: Floats, units: int) -> tuple[float, float]:
     low, high = np.percentile(drawn, [2.5, 97.5])
     beyond = unseen(units) if np.ptp(drawn) < 1e-12 else 0.0
     return float(low) - beyond, float(high) + beyond
+
+
+def limits(value: float, drawn: Floats, units: int) -> tuple[float, float]:
+    """95 % limits of a share or an AUROC: those of the resamples or, where they lie farther out, Wilson's for so many independent images
+    that their share would vary as much.
+
+    Near 0 and 1 the resamples' alone come too close: of 100 images whose true AUROC is 0.98, every tenth set had its lower one above that.
+    """
+    low, high = percentiles(drawn, units)
+    spread = float(drawn.var())
+    if spread < 1e-24 or not 0 < value < 1:
+        return low, high
+    count = value * (1 - value) / spread
+    least, most = wilson(value * count, count)
+    return min(low, least), max(high, most)
 
 
 def t_interval(values: Floats, groups: Indices) -> tuple[float, float] | None:

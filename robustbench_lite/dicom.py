@@ -197,13 +197,16 @@ def _shown(values: Values, dataset: Any) -> Values:
     """Stored grey values as they are to be shown; PS3.3 C.11.1 and C.11.2."""
     bits, signed = int(dataset.BitsStored), int(dataset.PixelRepresentation)
     low, high = (-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1) if signed else (0.0, 2.0**bits - 1)
-    rescaled = _saying(dataset, "RescaleSlope", "PixelValueTransformationSequence")
+    rescaled = _saying(dataset, "RescaleIntercept", "PixelValueTransformationSequence") or _saying(
+        dataset, "RescaleSlope", "PixelValueTransformationSequence"
+    )
     if dataset.get("ModalityLUTSequence"):
         table = dataset.ModalityLUTSequence[0]
         low, high = 0.0, 2.0 ** table.LUTDescriptor[2] - 1
         values = _looked_up(values, table.LUTDescriptor, table.LUTData, dataset) * high
     elif rescaled is not None:
-        slope, intercept = float(rescaled.RescaleSlope), float(rescaled.get("RescaleIntercept") or 0)
+        steep, intercept = rescaled.get("RescaleSlope"), float(rescaled.get("RescaleIntercept") or 0)
+        slope = 1.0 if steep is None else float(steep)  # a file may leave out either, which the standard does not allow
         values = values * slope + intercept
         low, high = sorted((low * slope + intercept, high * slope + intercept))
     if dataset.get("VOILUTSequence"):

@@ -18,7 +18,7 @@ from .data import default_for
 from .doubting import doubts
 from .engines import local
 from .errors import UsageError
-from .fitting import learns
+from .fitting import learns, no_image_in_both
 from .labelled import LabelledImages
 from .overlap import overlaps
 from .patients import no_patient_in_both
@@ -202,6 +202,9 @@ def evaluate(
     learn_from = (
         None if fit_data is None or not any(learns(job) for job in planned) else images_of(fit_data, classifier.preprocess, None, seed)
     )
+    if learn_from is not None:
+        no_patient_in_both(learn_from, images)
+        no_image_in_both(learn_from, images)
     doubted = doubts(planned, aim, twins[0].name if twins else None) if doubt else []
     where = local.pick_device(device)
     bf16 = precision == "bf16" and local.bfloat16_here(where)

@@ -57,7 +57,7 @@ class Lesson:
     seed: int
     key: str
     batch_size: int
-    seen: dict[int, tuple[Tensor, Logits]] = field(default_factory=dict)
+    seen: dict[int, Logits] = field(default_factory=dict)
 
     def batches(self, epoch: int, limit: int | None = None) -> Iterator[tuple[Pupils, Streams]]:
         """All images, or the same `limit` of them in every epoch, in an order of the epoch's own; with draws keyed by image and epoch.
@@ -102,13 +102,12 @@ class Lesson:
         return sorted(rows, key=lambda row: blake2b(f"{self.seed}/{self.key}/{what}/{ids[row]}".encode(), digest_size=16).digest())
 
     def _asked(self, rows: Sequence[int]) -> tuple[Images, Logits]:
-        """The images with the model's answers, which are asked for once."""
-        new = [row for row in rows if row not in self.seen]
+        """The images, read anew in every epoch since not all may fit into memory, and the model's answers, which are asked for once."""
+        images = torch.stack([checked(self.images.pictures[row], self.images.ids[row]) for row in rows]).to(self.device)
+        new = [place for place, row in enumerate(rows) if row not in self.seen]
         if new:
-            images = torch.stack([checked(self.images.pictures[row], self.images.ids[row]) for row in new])
-            logits = self.passes.logits(images.to(self.device))
-            self.seen.update({row: (image, answer) for row, image, answer in zip(new, images, logits, strict=True)})
-        return torch.stack([self.seen[row][0] for row in rows]).to(self.device), torch.stack([self.seen[row][1] for row in rows])
+            self.seen.update({rows[place]: answer for place, answer in zip(new, self.passes.logits(images[new]), strict=True)})
+        return images, torch.stack([self.seen[row] for row in rows])
 
 
 def learns(job: Job) -> bool:
@@ -158,3 +157,15 @@ def halves(images: LabelledImages, seed: int) -> tuple[LabelledImages, set[str]]
     if chosen is None:
         raise UsageError(f"{images.name} has too few images to learn from some and judge on others: give others with --fit-data")
     return chosen, set(chosen.ids)
+
+
+def no_image_in_both(learnt_from: LabelledImages, judged_on: LabelledImages) -> None:
+    """Refuse images to learn from that are judged on as well: what was learnt is to be measured on others.
+
+    Raises:
+        UsageError: one is among both, by its id and its pixels (folders may use one name for two images).
+    """
+    place = {key: row for row, key in enumerate(judged_on.ids)}
+    for row, key in enumerate(learnt_from.ids):
+        if key in place and torch.equal(learnt_from.pictures[row], judged_on.pictures[place[key]]):
+            raise UsageError(f"the image {key} is to be learnt from and judged on: give images of another split with --fit-data")

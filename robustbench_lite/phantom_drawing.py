@@ -16,7 +16,7 @@ from .streams import Streams
 NOISE = 0.01
 """Standard deviation of the noise of a pixel, two and a half grey levels."""
 
-DOTS = (0, 3, 7, 14, 28)
+DOTS = (0, 4, 10, 20, 36)
 """Lesions of a retina, by its grade."""
 
 
@@ -127,7 +127,7 @@ def _dots(person: Streams, grade: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor,
     """Dark spots, and yellow ones from grade 2 on."""
     out, turn, large = person.uniform("dots", 3, DOTS[-1]).unbind(1)  # (B, dots)
     across, down = 0.85 * out.sqrt() * torch.cos(2 * math.pi * turn), 0.85 * out.sqrt() * torch.sin(2 * math.pi * turn)
-    there, width = torch.arange(DOTS[-1]) < torch.tensor(DOTS)[grade, None], (0.03 + 0.02 * large)[..., None]
+    there, width = torch.arange(DOTS[-1]) < torch.tensor(DOTS)[grade, None], (0.04 + 0.02 * large)[..., None]
     columns, rows = _line(x - across[..., None], width), _line(y[..., 0][:, None] - down[..., None], width)  # (B, dots, S) each
     bright = torch.arange(DOTS[-1]) % 3 == 2
     dark, yellow = (
@@ -148,14 +148,15 @@ def skin(person: Streams, view: Streams, malignant: Tensor, lesion: float, size:
     """
     x, y = _grid(view, size)
     off_x, off_y, large, tone, brown, stretch, lean = _spread(person, "mole", 7)
-    worse = lesion * malignant.to(x.dtype)[:, None, None]
+    atypical, _ = _spread(person, "atypical", 2)
+    worse = 0.2 * (1 + atypical) + 0.6 * lesion * malignant.to(x.dtype)[:, None, None]
     dx, dy = x - 0.12 * off_x, y - 0.12 * off_y
     dx, dy = dx + 0.3 * lean * dy, dy * (1 + 0.15 * stretch)
     angle = torch.atan2(dy, dx)
     border = 1 + torch.zeros_like(angle)
     for waves in range(1, 9):
         depth, phase = _spread(person, f"border {waves}", 2)
-        border = border + (0.04 + 0.025 * worse) * depth * torch.cos(waves * angle + math.pi * phase)
+        border = border + (0.02 + 0.06 * worse) * depth * torch.cos(waves * angle + math.pi * phase)
     mole = torch.sigmoid((border - torch.hypot(dx, dy) / (0.48 + 0.08 * large)) / 0.06)
     patches, veil, grain = (_clouds(person, name, size, slope) for name, slope in (("patches", 1.6), ("veil", 1.6), ("skin", 1.0)))
     hairs = torch.zeros_like(mole)
@@ -164,8 +165,8 @@ def skin(person: Streams, view: Streams, malignant: Tensor, lesion: float, size:
         along, across = x * torch.cos(3 * turn) + y * torch.sin(3 * turn), y * torch.cos(3 * turn) - x * torch.sin(3 * turn)
         hairs = hairs + _line(across - 0.7 * offset - 0.3 * bend * along**2, 0.018) * (there > 0)
     light = 1 + 0.05 * tone + 0.03 * grain
-    depth = 0.36 + 0.06 * brown + (0.03 + 0.025 * worse) * patches
-    blue = (0.02 * worse * veil).clamp(min=0)
+    depth = 0.36 + 0.06 * brown + (0.02 + 0.06 * worse) * patches
+    blue = (0.06 * worse * veil).clamp(min=0)
     planes = torch.stack(
         [
             light * 0.85 - mole * (depth + 1.5 * blue),

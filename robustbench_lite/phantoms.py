@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .classifier import Preprocess
 from .errors import UsageError
-from .labelled import LabelledImages, Task, labels_of
+from .labelled import LabelledImages, Task, content_ids, labels_of
 from .phantom_drawing import chest, fundus, skin
 from .pictures import Packed
 from .registry import data
@@ -86,12 +86,12 @@ class Phantom:
             raise ValueError(f"lesion must be 0 or more, got {self.lesion:g}")
 
     def read(self, preprocess: Preprocess | None) -> LabelledImages:
-        domain, n = DOMAINS[self.kind], self.n or USUAL[self.split]
+        domain = DOMAINS[self.kind]
         pixels, labels, patients = self.arrays()
         return LabelledImages(
             Packed(pixels, preprocess),
             labels_of(labels, f"phantom:{self.kind}"),
-            [f"phantom-{self.kind}-{self.seed}-{self.split}-{index:05d}-{self.size}-{self.lesion:g}" for index in range(n)],
+            content_ids(pixels),
             f"phantom:{self.kind}",
             patients,
             len(domain.class_names),
@@ -116,7 +116,8 @@ class Phantom:
             drawn = domain.draw(person, view, label, self.lesion, self.size)
             pixels.append((drawn * 255).round().to(torch.uint8).permute(0, 2, 3, 1).squeeze(-1).numpy())
             labels.append(label.view(len(label), -1).to(torch.uint8).numpy())
-        return np.concatenate(pixels), np.concatenate(labels), people
+        patients = [person.replace("patient", f"patient-{self.seed}", 1) for person in people]  # another seed is other patients
+        return np.concatenate(pixels), np.concatenate(labels), patients
 
     def _labels(self, domain: Domain, person: Streams) -> Tensor:
         """All images of a patient have the same; each finding or class is as frequent as the others."""

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 WHITE_IS_ZERO = 262, 0
 """The tag of a TIFF file that says what its values mean, and what it says where they are inverted."""
+BITS = 258
+"""The tag of a TIFF file that says how many bits a value has."""
 
 
 class Pictures(Protocol):
@@ -68,7 +70,7 @@ class Files:
     """Picture and DICOM files, opened when they are asked for. paths: below `folder`, where they are not whole.
 
     Raises (on access):
-        DataError: a file that is no picture, is cut off, or has more than 16 bits a channel; its path is named.
+        DataError: a file that is no picture, is cut off, has several pages or more than 16 bits a channel; its path is named.
     """
 
     paths: Sequence[Path | str]
@@ -86,6 +88,8 @@ class Files:
             if dicom.is_dicom(file):
                 return prepared_levels(dicom.read(file), self.preprocess)
             with Image.open(file) as picture:
+                if picture.format == "TIFF" and (pages := getattr(picture, "n_frames", 1)) > 1:
+                    raise ValueError(f"it holds {pages} pages: write each into a file of its own")
                 return prepared(picture, self.preprocess)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow raises for a damaged file
             raise DataError(f"cannot read the image {file}: {error}") from error
@@ -106,7 +110,8 @@ def prepared_levels(levels: Levels, preprocess: Preprocess | None) -> Tensor:
 
 
 def _sixteen_bits(picture: Image) -> Levels:
-    """(H, W), where 65535 is white whatever the picture holds: one of 12 bits in a file of 16 is as dark as any viewer shows it.
+    """(H, W), where all that the file's bits can hold is white, whatever the picture holds: one of 12 bits in a file of 16 is as dark as
+    any viewer shows it.
 
     Raises:
         ValueError: it has another range, which Pillow would clip at 255 without a word: a white X-ray.
@@ -119,8 +124,10 @@ def _sixteen_bits(picture: Image) -> Levels:
             f"it has signed values or more than 16 bits a channel (mode {picture.mode}): convert it, "
             "or pass float images in [0, 1] as npz:FILE"
         )
-    levels = np.asarray(picture, dtype=np.float64) / 65535
+    tags = getattr(picture, "tag_v2", {})
+    bits = int(tags.get(BITS, (16,))[0])  # TIFF can pack values of 12
+    levels = np.asarray(picture, dtype=np.float64) / (2.0**bits - 1)
     tag, inverted = WHITE_IS_ZERO
-    if getattr(picture, "tag_v2", {}).get(tag) == inverted:  # which Pillow heeds for 8 bits only
+    if tags.get(tag) == inverted:  # which Pillow heeds for 8 bits only
         levels = 1 - levels
     return levels.astype(np.float32)

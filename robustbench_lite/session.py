@@ -16,7 +16,7 @@ from .attacking import Attacking, Batches, Enough, Progress, hooks_of
 from .bpda import straight_through
 from .checks import first_answer, has_gradients, need_gradients
 from .classifier import Classifier, Logits
-from .conditions import Job, criterion
+from .conditions import LEAST_LIKELY, Job, criterion, offered
 from .diagnostics import Look, observed
 from .doubting import Doubt, settling
 from .engines import local
@@ -132,6 +132,7 @@ class Session:
         options, labels = self.options, self.samples.labels(self.images.ids)
         for job in self.planned:
             criterion(labels[: len(logits)], job.target, logits)  # refuses a target that the model does not have
+            self._need_something_to_gain(job, logits)
         if labels.dim() == 2 and self.perturbed:
             raise UsageError(f"{self.perturbed[0].condition.name} counts how often the class changes, and these labels hold several")
         if labels.dim() == 1 and self.images.classes not in (None, max(2, logits.shape[1])):
@@ -150,7 +151,7 @@ class Session:
             from_others[name] = Source(name, [member.name for member in members], model, ready(model, random=False))
         if self.twin is not None:
             from_others[self.twin.name] = Source(self.twin.name, [self.twin.name], self.twin, ready(self.twin, random=False))
-        if any(job.condition.source for job in self.planned):
+        if self.planned and all(job.condition.source for job in self.planned):
             self.notes.append("made on surrogates: what an attacker does who lacks the model; one who has it (no --surrogate) breaks more")
         self.judge = replace(self.judge, passes=self.ways.plain)
         targets = Targets({self.classifier.name: self.judge} | {s.name: Judge(Passes(s, self.ways.plain.micro)) for s in self.surrogates})
@@ -187,6 +188,16 @@ class Session:
             )
         elif options.eot:
             self.notes.append(f"{self.classifier.name} always answers alike: --eot has nothing to average")
+
+    def _need_something_to_gain(self, job: Job, logits: Logits) -> None:
+        """Refuse a row that no image would be in."""
+        if job.target is None or job.target == LEAST_LIKELY:  # which class that is, is not known yet
+            return
+        taught_by = halves(self.images, self.options.seed)[1] if learns(job) and self.learn_from is None else set()
+        judged = [key for key in self.images.ids if key not in taught_by]
+        labels = self.samples.labels(judged)
+        if not offered(labels, job.target, logits[:1].expand(len(labels), -1))[0].any():
+            raise UsageError(f"{job.condition.name}: none of the {len(judged)} images to be judged on offers the attacker anything")
 
     # ------------------------------------------------------------------ without an attack
 
@@ -261,12 +272,17 @@ class Session:
         if not learns(job):
             self.attacking.attack(job, answers)
             return
+        name = job.condition.name
         images, used = (self.learn_from, set()) if self.learn_from is not None else halves(self.images, self.options.seed)
+        if used:
+            # what cannot be read teaches nothing: it is undecided in this row too, as it was in a session before
+            used -= {key for key in used if key in answers and answers[key].unusable} | self.store.decided(name)
+            images = images.take([row for row, key in enumerate(images.ids) if key in used])
         found = self.from_others[job.condition.source].ways if job.condition.source else self.ways
         lesson = partial(Lesson, found.plain, images, job.target, self.options.device, self.options.seed, batch_size=self.batches.size)
-        self.store.leave_out(job.condition.name, used, LEARNT_FROM)
+        self.store.leave_out(name, used, LEARNT_FROM)
         if used:
-            self.notes.append(f"{job.condition.name} learnt from {len(used)} of the images, which are left out of its row")
+            self.notes.append(f"{name} learnt from {len(used)} of the images, which are left out of its row")
         self.attacking.attack(taught(job, lesson, self.store), answers)
 
     # ------------------------------------------------------------------ in doubt

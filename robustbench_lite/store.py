@@ -142,9 +142,10 @@ class Store:
         """Sample ids that have a verdict under a condition."""
         return {row[0] for row in self._database.execute("SELECT sample_id FROM verdicts WHERE condition = ?", (condition,))}
 
-    def left_out(self, condition: str) -> set[str]:
-        """Sample ids that a condition is not for."""
-        return {row[0] for row in self._database.execute("SELECT sample_id FROM left_out WHERE condition = ?", (condition,))}
+    def left_out(self, condition: str, reason: str | None = None) -> set[str]:
+        """Sample ids that a condition is not for; of all reasons, or of one."""
+        sql = "SELECT sample_id FROM left_out WHERE condition = ?1 AND (?2 IS NULL OR reason = ?2)"
+        return {row[0] for row in self._database.execute(sql, (condition, reason))}
 
     @property
     def empty(self) -> bool:

@@ -65,7 +65,7 @@ DIGITS = ("--model", "digits_cnn", "--limit", "8", "--out", "run")
         (("--attack", "pgd", "--eot", "0"), "eot must be 1 or more, got 0"),
         (("--attack", "pgd", "--votes", "0"), "votes must be 1 or more, got 0"),
         (("--attack", "pgd", "--target", "10"), "one of the model's classes 0..9, got 10"),
-        (("--attack", "pgd", "--target", "cat"), "--target takes a whole number"),
+        (("--attack", "pgd", "--target", "cat"), "unknown target 'cat'"),
         (("--attack", "pgd", "--mean", "0.5,x,0.5"), "--mean takes numbers"),
         (("--attack", "pgd", "--mean", "0.5,0.5"), "digits_cnn does not take 3x32x32 images"),
         (("--attack", "pgd", "--mean", "127,127,127"), "in [0, 1] units"),

@@ -30,6 +30,7 @@ from robustbench_lite.clinical_statistics import (
 )
 from robustbench_lite.errors import InvalidEvaluation, UsageError
 from robustbench_lite.results import LEARNT_FROM, NOTHING_TO_GAIN, Condition, Result, Verdict
+from robustbench_lite.stats import wilson
 
 PGD = attack("pgd")
 CLEAN = Condition("clean", "clean")
@@ -356,6 +357,18 @@ def test_an_interval_is_never_certain_where_all_images_agree() -> None:
     assert found.needed is not None
     assert found.needed.value == 1
     assert found.needed.high == pytest.approx(1 / (1 - exact))
+
+
+def test_limits_of_few_errors_are_not_too_close() -> None:
+    """Where one in 40 is wrong, the resamples' lower limit alone is 0.925, and flatters."""
+    labels = [0, 1] * 20
+    found = figures(run(said(CLEAN, labels, lean(*[-1, 1] * 19, -1, -0.5))), "clean")
+    assert (found.accuracy.low, found.accuracy.high) == pytest.approx(wilson(39, 40), abs=0.01)
+    # what holds of images holds of patients
+    groups = [f"patient {i // 2}" for i in range(40)]
+    outputs = lean(*[-1, 1] * 18, -1, 1, 1, -1)
+    found = figures(run(said(CLEAN, labels, outputs, groups=groups)), "clean")
+    assert (found.accuracy.low, found.accuracy.high) == pytest.approx(wilson(19, 20), abs=0.01)
 
 
 def test_independent_pairs_share_no_patient() -> None:

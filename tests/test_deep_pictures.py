@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,23 @@ def test_tiff_files_whose_zero_is_white_are_inverted(tmp_path: Path) -> None:
 def test_other_ranges_are_refused_instead_of_clipped(tmp_path: Path, pixels: np.ndarray[Any, Any]) -> None:
     data = folder_with(tmp_path / "xray", "0.tif", Image.fromarray(pixels).save)
     with pytest.raises(DataError, match=r"cannot read the image .*0\.tif: it has signed values or more than 16 bits a channel"):
+        load_data(data)[0]
+
+
+def test_twelve_bits_that_a_tiff_file_packs_span_black_to_white(tmp_path: Path) -> None:
+    values = np.array([[0, 4095], [1, 2048]])
+    packed = b"".join(bytes([a >> 4, (a & 15) << 4 | b >> 8, b & 255]) for a, b in values.tolist())
+    entries = {256: 2, 257: 2, 258: 12, 259: 1, 262: 1, 273: 122, 277: 1, 278: 2, 279: len(packed)}
+    tags = b"".join(struct.pack("<HHII", tag, 4 if tag == 273 else 3, 1, value) for tag, value in entries.items())
+    file = struct.pack("<2sHIH", b"II", 42, 8, len(entries)) + tags + bytes(4) + packed
+    data = folder_with(tmp_path / "xray", "0.tif", lambda path: path.write_bytes(file))
+    assert torch.equal(load_data(data)[0][0][0], torch.from_numpy((values / 4095).astype(np.float32)))
+
+
+def test_tiff_files_of_several_pages_are_refused_instead_of_cut(tmp_path: Path) -> None:
+    pages = [Image.fromarray(DEEP // 2)]
+    data = folder_with(tmp_path / "xray", "0.tif", lambda file: Image.fromarray(DEEP).save(file, save_all=True, append_images=pages))
+    with pytest.raises(DataError, match="it holds 2 pages: write each into a file of its own"):
         load_data(data)[0]
 
 

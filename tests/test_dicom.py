@@ -89,6 +89,12 @@ def test_without_a_window_all_values_that_the_bits_can_hold_span_black_to_white(
     assert close(dicom.read(written(tmp_path / "c.dcm", RAMP, **falling)), 1 - RAMP / 4095)
 
 
+def test_a_rescaling_without_its_slope_still_moves_the_window(tmp_path: Path) -> None:
+    window = {"WindowCenter": 0, "WindowWidth": 401, "RescaleIntercept": -1024}
+    levels = dicom.read(written(tmp_path / "a.dcm", RAMP, **window))
+    assert close(levels, ((RAMP - 1023.5) / 400 + 0.5).clip(0, 1))
+
+
 @pytest.mark.parametrize("function", [None, "LINEAR", "LINEAR_EXACT", "SIGMOID"])
 @pytest.mark.parametrize("kind", [np.uint16, np.int16])
 def test_windows_are_those_of_the_standard(tmp_path: Path, function: str | None, kind: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 import robustbench_lite as rb
 from robustbench_lite.conditions import Means
 from robustbench_lite.errors import UnknownName, UsageError
-from robustbench_lite.fitting import Lesson, halves
+from robustbench_lite.fitting import Lesson, halves, no_image_in_both
 from robustbench_lite.labelled import LabelledImages
 from robustbench_lite.oracle import WhiteBox
 from robustbench_lite.plan import State
@@ -62,8 +62,6 @@ def no_lessons_yet() -> None:
 
 
 def grouped(limit: int = 40) -> LabelledImages:
-    from dataclasses import replace
-
     images = rb.load_data("digits", limit=limit)
     return replace(images, groups=[f"writer-{row // 4}" for row in range(limit)])
 
@@ -195,3 +193,91 @@ def test_a_goal_is_a_target_and_its_witnesses_hold(tmp_path: Path) -> None:
         rb.evaluate("digits_cnn", "pgd", "digits", target="upcodign")
     with pytest.raises(UsageError, match="say which of the 10 classes mean disease"):
         rb.evaluate("digits_cnn", "pgd", "digits", target="missed-disease", limit=4)
+
+
+def test_what_is_learnt_from_is_not_judged_on() -> None:
+    images = grouped()
+    with pytest.raises(UsageError, match=f"the image {images.ids[0]} is to be learnt from and judged on"):
+        pushed(fit_data=images.take([0, 1]))
+    first, second = images.take(range(0, 40, 2)), images.take(range(1, 40, 2))
+    with pytest.raises(rb.errors.DataError, match=r"10 patients are in .* \(writer-0, writer-1, writer-2, \.\.\.\)"):
+        pushed(data=second, fit_data=first)
+    assert not LESSONS
+    renamed = replace(second, ids=first.ids, groups=None)  # two folders may name their images alike
+    no_image_in_both(renamed, replace(first, groups=None))
+
+
+def test_what_is_left_out_is_counted_by_its_reason() -> None:
+    result = pushed(target=3)
+    gone = list(result.left_out[f"Push[linf,{EPS},target=3]"].values())
+    assert gone.count(LEARNT_FROM) == 20
+    assert 0 < gone.count(NOTHING_TO_GAIN) < 20
+    said = [note for note in result.config["notes"] if "target's own class" in note]
+    assert [f": {gone.count(NOTHING_TO_GAIN)} images" in note for note in said] == [True]
+
+
+def test_a_run_that_goes_on_still_says_who_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(name: str, *_: object) -> None:
+        if name.startswith("noise"):
+            raise KeyboardInterrupt
+
+    asked: dict[str, Any] = {"eps": EPS, "limit": 20, "target": 3, "out": tmp_path}
+    monkeypatch.setattr("robustbench_lite.store.Store.record_session", lambda *_: None)  # a process that is killed says nothing more
+    with pytest.raises(KeyboardInterrupt):
+        rb.evaluate("digits_cnn", ["fgsm", "noise:queries=1"], "digits", progress=killed, **asked)
+    monkeypatch.undo()
+    result = rb.evaluate("digits_cnn", ["fgsm", "noise:queries=1"], "digits", **asked)
+    assert [note.partition("[")[0] for note in result.config["notes"] if "left out" in note] == ["fgsm", "noise:queries=1"]
+
+
+@dataclass(frozen=True)
+class Torn:
+    """Pictures of which some cannot be read."""
+
+    pictures: Any
+    bad: frozenset[int]
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, row: int) -> Tensor:
+        if row in self.bad:
+            raise rb.errors.DataError(f"image {row} cannot be read")
+        picture: Tensor = self.pictures[row]
+        return picture
+
+
+def test_an_image_that_cannot_be_read_teaches_nothing_and_is_undecided(tmp_path: Path) -> None:
+    images = rb.load_data("digits", limit=40)
+    taught_by = halves(images, 0)[1]
+    (bad, *_) = (row for row, key in enumerate(images.ids) if key in taught_by)
+    torn = replace(images, pictures=Torn(images.pictures, frozenset([bad])))
+
+    def interrupted(name: str, done: int, *_: object) -> None:
+        if name == PUSH and done > 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pushed(data=torn, out=tmp_path, on_bad_image="undecided", progress=interrupted, batch_size=4)
+    result = pushed(data=torn, out=tmp_path, on_bad_image="undecided")
+    assert set(result.left_out[PUSH]) == taught_by - {images.ids[bad]}
+    assert [v.broken for v in result.of(PUSH) if v.sample_id == images.ids[bad]] == [None]
+    assert len(result.of(PUSH)) == 21
+    assert not [f for f in result.findings if f.check == "unfinished"]
+
+
+@pytest.mark.parametrize("target", ["trial-eligibility:eligible=0+1", 1])
+def test_a_row_without_images_is_refused(target: Any) -> None:
+    images = rb.load_data("digits", limit=60)
+    ones = images.take([row for row, label in enumerate(images.labels) if label == 1])
+    with pytest.raises(UsageError, match=rf"none of the {len(ones)} images to be judged on offers the attacker anything"):
+        rb.evaluate("digits_cnn", "pgd", ones, eps=EPS, target=target)
+
+
+def test_nor_is_a_row_that_would_hold_nothing_but_what_was_learnt_from() -> None:
+    few = grouped(20)  # by whom it was written, so that the halves do not hang on the labels
+    learnt = halves(few, 0)[1]
+    labels = [2 if key in learnt else 1 for key in few.ids]  # what the attacker wants is in the half that teaches alone
+    with pytest.raises(UsageError, match=f"none of the {20 - len(learnt)} images to be judged on"):
+        pushed(data=replace(few, labels=labels), target=1)
+    assert not LESSONS

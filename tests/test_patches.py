@@ -283,6 +283,18 @@ def test_towards_a_class_the_others_learn_one_patch() -> None:
         taught("universal-patch", Sides(), halves(labels=torch.zeros(80, dtype=torch.long)), "missed-disease")
 
 
+def test_an_answer_that_is_no_number_does_not_choose_the_natural_patch() -> None:
+    class Dumb(Sides):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).masked_fill(x[:, 0, 0, 0, None] == bad[0, 0, 0], torch.nan)
+
+    images = halves()
+    bad = images.pictures[0]
+    learnt = taught("natural-patch", Dumb(), images, batch_size=80)
+    assert learnt["patches"].shape[0] == len(learnt["classes"]) == 2
+    assert learnt["worth"].isfinite().all()
+
+
 def test_a_broken_off_run_goes_on_with_the_patch_that_it_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     learner = ATTACKS.get("universal-patch")
     whole = rb.evaluate(Sides(), "universal-patch:epochs=2", halves(), eps=0.5, out=tmp_path / "whole")

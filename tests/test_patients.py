@@ -143,6 +143,14 @@ def test_patients_on_both_sides_are_named() -> None:
         no_patient_in_both(of(["d", "b", "a", "c"], "training"), of(["a", "b", "c", "d"], "test"))
 
 
+def test_phantoms_of_another_seed_or_split_are_other_patients() -> None:
+    judged = load_data("phantom:chest,n=5,size=16")
+    no_patient_in_both(load_data("phantom:chest,n=5,size=16,seed=1"), judged)
+    no_patient_in_both(load_data("phantom:chest,n=5,size=16,split=train"), judged)
+    with pytest.raises(DataError, match="2 patients are in"):
+        no_patient_in_both(load_data("phantom:chest,n=3,size=16"), judged)
+
+
 def test_verdicts_say_whose_images_they_are(tmp_path: Path, net: Callable[..., torch.nn.Module]) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
     np.savez(tmp_path / "own.npz", images=pixels, labels=np.arange(4))
