@@ -37,6 +37,7 @@ class UniversalPatch:
 
     Args:
         epochs: how often every image to learn from is gone through.
+        images: to learn from, at most.
         batch: images of a step.
         step_size: of Adam, as a share of a pixel's range.
         at_most: classes that patches are learnt for, those that most images can be driven to.
@@ -52,6 +53,7 @@ class UniversalPatch:
     cost = "1 forward a placement, after learning"
 
     epochs: Annotated[int, Field(ge=1)] = 7
+    images: Annotated[int, Field(ge=1)] = 1000
     batch: Annotated[int, Field(ge=1)] = 8
     step_size: Annotated[float, Field(gt=0)] = 0.05
     at_most: Annotated[int, Field(ge=1)] = 10
@@ -68,7 +70,7 @@ class UniversalPatch:
         for epoch in range(self.epochs):
             for draft in drafts.values():
                 draft.tried = draft.worked = 0
-            for pupils, draw in lesson.batches(epoch):
+            for pupils, draw in lesson.batches(epoch, self.images):
                 useful = serves(pupils.criterion, pupils.logits.shape[1])
                 for each in wanted:
                     drafts.setdefault(each, self._blank(pupils.x))

@@ -11,7 +11,7 @@ from robustbench_lite.clinical import Figure, Figures
 from robustbench_lite.registry import GOALS
 from robustbench_lite.results import Result
 from robustbench_lite.scenarios import Measured, ScenarioReport
-from robustbench_lite.trust import Level, Trust
+from robustbench_lite.trust import Level
 
 from .comparison import points
 from .table import amount, percent
@@ -229,8 +229,6 @@ def _line(measured: Measured, result: Result) -> Line:
     row, figures = measured.row, measured.figures
     trust = result.trust.get(measured.condition or "")
     level: Level = "sound" if trust is None else trust.level
-    if figures is not None and trust is not None and level == "refuted":
-        figures = _bounded(measured, figures, result, trust)
     told = {}
     if figures is not None:
         for column in COLUMNS:
@@ -250,23 +248,6 @@ def _line(measured: Measured, result: Result) -> Line:
         figures=figures,
         condition=measured.condition,
     )
-
-
-def _bounded(measured: Measured, figures: Figures, result: Result, trust: Trust) -> Figures:
-    """The figures of a refuted row, its accuracy no higher than other attacks leave it.
-
-    Who knows less could not have made those attacks: what they broke says nothing of how far such an attacker comes.
-    """
-    value, task = figures.accuracy.value, result.config["data"].get("task")
-    if measured.row.knowledge != "white box" or value is None or task == MULTI_LABEL:
-        return figures
-    # over the images of the figures: those that were not attacked are in them as well
-    most = 1 - (1 - trust.at_most) * len(result.of(measured.condition or "")) / figures.n
-    if most >= value:
-        return figures
-    capped = Figure(most, reason="no interval: other attacks broke images that this one left")
-    change = {key: each for key, each in figures.change.items() if key != "accuracy"}
-    return replace(figures, accuracy=capped, change=change)
 
 
 def _interval(figure: Figure, unit: Unit) -> str:

@@ -159,6 +159,8 @@ def evaluate(
     classifier = classifier_of(model)
     others = surrogates_of(surrogates, classifier, query_budget)
     goal = "full" if others else goal
+    if keep_outputs and goal != "full":
+        raise UsageError("outputs are kept of attacks that use every step: add goal='full', or AUROC and confidences would flatter")
     doubt = doubt or settle
     if not doubt and (twin is not None or training_data is not None):
         raise UsageError("a twin and training data are looked at in doubt only: add --doubt, or leave --twin and --training-data out")

@@ -86,16 +86,9 @@ class Lesson:
                 "give others with --fit-data"
             )
 
-    def draws(self, key: str) -> Streams:
-        """Draws for one thing that is learnt, such as a first patch: one row."""
-        return Streams(self.seed, f"{self.key}/fit", [(key, 0)], None, self.device)
-
     def gradient(self, x: Images, rule: Criterion, loss: str | Callable[..., Tensor] = "ce") -> tuple[Logits, Images]:
         """Logits at x and the gradient of the loss there."""
         return self.passes.gradient(x, rule, loss)
-
-    def logits(self, x: Images) -> Logits:
-        return self.passes.logits(x)
 
     def _shuffled(self, rows: Sequence[int], what: str) -> list[int]:
         ids = self.images.ids

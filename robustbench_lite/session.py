@@ -282,7 +282,7 @@ class Session:
         lesson = partial(Lesson, found.plain, images, job.target, self.options.device, self.options.seed, batch_size=self.batches.size)
         self.store.leave_out(name, used, LEARNT_FROM)
         if used:
-            self.notes.append(f"{name} learnt from {len(used)} of the images, which are left out of its row")
+            self.notes.append(f"{name} learnt from {len(used)} of the images, which are left out of its row and of the worst case")
         self.attacking.attack(taught(job, lesson, self.store), answers)
 
     # ------------------------------------------------------------------ in doubt

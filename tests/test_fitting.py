@@ -281,3 +281,8 @@ def test_nor_is_a_row_that_would_hold_nothing_but_what_was_learnt_from() -> None
     with pytest.raises(UsageError, match=f"none of the {20 - len(learnt)} images to be judged on"):
         pushed(data=replace(few, labels=labels), target=1)
     assert not LESSONS
+
+
+def test_outputs_of_attacks_that_stop_early_are_refused() -> None:
+    with pytest.raises(UsageError, match="add goal='full', or AUROC and confidences would flatter"):
+        rb.evaluate("digits_cnn", "pgd", "digits", limit=4, keep_outputs=True)
