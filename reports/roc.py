@@ -10,7 +10,7 @@ from .slopes import COLOURS
 
 SIDE, LEFT, TOP, BELOW = 300, 48, 12, 44  # in CSS pixels on a telephone; wider screens enlarge it
 LINE = 17  # between two entries of the legend
-LONGEST = 48  # letters of an entry that fit below the chart
+LONGEST = 41  # letters of an entry that fit below the chart, in a wide typeface too
 DASHES = ("", "7 3", "2 3", "9 3 2 3")
 
 
@@ -22,12 +22,14 @@ class Curve:
         points: (false positive share, true positive share), from (0, 0) to (1, 1).
         at: where the operating point is, None where it is not drawn.
         plain: of the clean images, in the colour of the text.
+        note: what the legend says after the name, and never shortens.
     """
 
     name: str
     points: Sequence[tuple[float, float]]
     at: tuple[float, float] | None = None
     plain: bool = False
+    note: str = ""
 
 
 def plot(title: str, curves: Sequence[Curve]) -> str:
@@ -60,13 +62,14 @@ def _curve(curve: Curve, colour: str, dash: str, legend: float) -> str:
     stroke = f'stroke="{colour}" stroke-width="{2.4 if curve.plain else 1.9}" stroke-linejoin="round"'
     stroke += f' stroke-dasharray="{dash}"' if dash else ""
     path = " L".join(_at(point) for point in curve.points)
-    name = curve.name if len(curve.name) <= LONGEST else f"{curve.name[: LONGEST - 17]}…{curve.name[-16:]}"
+    room = LONGEST - len(curve.note)
+    name = curve.name if len(curve.name) <= room else f"{curve.name[: room - 1]}…"
     drawn = [f'<path d="M{path}" fill="none" {stroke}/>', f'<path d="M{LEFT} {legend} h26" {stroke}/>']
     if curve.at is not None:
         x, y = _at(curve.at).split()
         drawn.append(f'<circle cx="{x}" cy="{y}" r="4.2" fill="{colour}" stroke="var(--paper)" stroke-width="1.2"/>')
-    drawn.append(f'<text x="{LEFT + 34}" y="{legend + 4}">{escape(name)}</text>')
-    return f"<g><title>{escape(curve.name)}</title>{''.join(drawn)}</g>"
+    drawn.append(f'<text x="{LEFT + 34}" y="{legend + 4}">{escape(name + curve.note)}</text>')
+    return f"<g><title>{escape(curve.name + curve.note)}</title>{''.join(drawn)}</g>"
 
 
 def _grid(part: float) -> str:

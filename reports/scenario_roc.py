@@ -44,14 +44,16 @@ def _curves(known: Sequence[tuple[Line, Answers]], side: int, *, alone: bool) ->
         corners = roc_curve(said.truth[decided, side], said.after.chances[decided, side])
         if corners is not None:
             points = list(zip(corners[0].tolist(), corners[1].tolist(), strict=True))
-            curves.append(Curve(_entry(line, alone), points, _operating(line) if alone else None, plain=place == 0))
+            at = _operating(line) if alone else None
+            curves.append(Curve(line.name, points, at, plain=place == 0, note=_note(line, alone)))
     return curves
 
 
-def _entry(line: Line, alone: bool) -> str:
-    """A row in the legend, with how far it can be believed."""
-    auroc = f", AUROC {line.cells['auroc'].text}" if alone else ""
-    return line.name + auroc + (f" ({line.trust})" if line.trust != "sound" else "")
+def _note(line: Line, alone: bool) -> str:
+    """Of a row in the legend its AUROC, whose sign says how far it can be believed; without one, that in a word."""
+    if alone:
+        return f", AUROC {line.cells['auroc'].text}"
+    return f" ({line.trust})" if line.trust != "sound" else ""
 
 
 def _operating(line: Line) -> tuple[float, float] | None:

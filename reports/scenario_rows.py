@@ -137,9 +137,9 @@ def class_names(report: ScenarioReport) -> Sequence[str] | None:
 
 
 def hardest(shown_lines: Sequence[Line]) -> Line | None:
-    """The row after which least is left; the first of several."""
+    """The row after which least is left; of several the first that was aimed, or else the first."""
     run = [line for line in shown_lines[1:] if line.figures is not None and line.figures.accuracy.value is not None]
-    return min(run, key=_accuracy, default=None)
+    return min(run, key=lambda line: (_accuracy(line), not line.attack), default=None)
 
 
 def summary(report: ScenarioReport) -> str:

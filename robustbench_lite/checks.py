@@ -43,19 +43,12 @@ def size_text(image: Tensor) -> str:
     return "x".join(map(str, image.shape))
 
 
-def first_answer(classifier: Classifier, probe: Images, labels: Tensor) -> tuple[Logits, bool]:
-    """The model's logits on a few images, once it has been seen to take them and to answer with a class for every label; and whether it
-    is randomised, that is, answers otherwise when it is asked again.
+def taken(classifier: Classifier, probe: Images) -> Logits:
+    """The model's logits on a few images, once it has been seen to take them.
 
     Raises:
-        ModelError: it does not.
-        InvalidEvaluation: all its answers are NaN.
+        ModelError: it does not, or its answer is none.
     """
-    # a frozen TorchScript module has no such flag
-    modules = classifier.named_modules()
-    training = next((name or type(module).__name__ for name, module in modules if getattr(module, "training", False)), None)
-    if training is not None:
-        raise ModelError(f"{training} of {classifier.name} is in training mode: call .eval() on the model first")
     shape = size_text(probe[0])
     inside = (module for module in classifier.modules() if isinstance(module, Classifier))  # a defense may stand before another
     for values in (each for module in inside for each in (module.mean, module.std)):  # which broadcasting would make three channels of one
@@ -71,6 +64,23 @@ def first_answer(classifier: Classifier, probe: Images, labels: Tensor) -> tuple
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(probe):
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ModelError(f"{classifier.name} returns {got} for {len(probe)} images: logits ({len(probe)}, classes) are needed")
+    return logits
+
+
+def first_answer(classifier: Classifier, probe: Images, labels: Tensor) -> tuple[Logits, bool]:
+    """The model's logits on a few images, once it has been seen to take them and to answer with a class for every label; and whether it
+    is randomised, that is, answers otherwise when it is asked again.
+
+    Raises:
+        ModelError: it does not.
+        InvalidEvaluation: all its answers are NaN.
+    """
+    # a frozen TorchScript module has no such flag
+    modules = classifier.named_modules()
+    training = next((name or type(module).__name__ for name, module in modules if getattr(module, "training", False)), None)
+    if training is not None:
+        raise ModelError(f"{training} of {classifier.name} is in training mode: call .eval() on the model first")
+    logits = taken(classifier, probe)
     outputs = logits.shape[1]
     of_classes = not labels.is_floating_point()  # one or several right ones an image, and not one 0/1 a class
     if outputs == 1 and (labels.dim() != 1 or int(labels.max()) > 1):

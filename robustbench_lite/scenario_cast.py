@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from .backbones import with_head
+from .checks import taken
 from .classifier import Classifier
 from .data import default_for
 from .engines import local
@@ -111,7 +112,9 @@ def model_of(model: str | nn.Module | None, data: Any) -> Classifier:
         UsageError: none is given, and the data bring none.
     """
     if model is None and not _bundled(data):
-        raise UsageError("say which model is attacked, with --model: only phantoms bring one")
+        known = [name for name in MODELS.names() if f"{name}_twin" in MODELS.names() and name.startswith(PHANTOM)]
+        bring = ", ".join(name.replace("_", ":", 1) for name in known)
+        raise UsageError(f"say which model is attacked, with --model: only {bring} bring one")
     return classifier_of(_bundled(data)[0] if model is None else model)
 
 
@@ -133,10 +136,8 @@ def without_meaning(scenario: Scenario, images: LabelledImages, outputs: int) ->
 
 
 def answer(model: Classifier, images: LabelledImages) -> torch.Tensor:
-    """(1, K) what the model says of the first image."""
-    with torch.no_grad():
-        logits: torch.Tensor = model(images[0][0][None].to(model.device))
-    return logits
+    """(1, K) what the model says of the first image; ModelError where it does not take it."""
+    return taken(model, images[0][0][None].to(model.device))
 
 
 def _roles(model: Classifier, others: Sequence[Classifier]) -> tuple[dict[str, Classifier], list[str]]:

@@ -17,6 +17,7 @@ from robustbench_lite.classifier import Classifier, Preprocess
 from robustbench_lite.data import load_data
 from robustbench_lite.errors import BadSpec, DataError, RobustEvalError, UnknownName
 from robustbench_lite.evaluation import evaluate
+from robustbench_lite.goals import meant
 from robustbench_lite.medmnist import SETS
 
 SHAPES = {
@@ -120,7 +121,7 @@ def test_a_set_is_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert load_data("medmnist:breastmnist")[0][0].shape == load_data("medmnist:breastmnist,size=28")[0][0].shape == (1, 8, 8)
     found = load_data(f"medmnist:breastmnist,size=64,root={tmp_path}")
     assert found[0][0].shape == (1, 16, 16)
-    assert "class 0 is the disease: write missed-disease:positive=0" in found.source
+    assert "class 0 is the disease" in found.source
 
 
 @pytest.mark.parametrize(
@@ -333,3 +334,11 @@ def test_a_twin_can_be_trained_on_the_training_split(tmp_path: Path) -> None:
     made = splits(f"medmnist:{saved(tmp_path / 'pneumoniamnist.npz', arrays_of())}")
     assert (len(made.train), len(made.test), made.preprocess.channels, made.train[0][0].shape) == (12, 12, 1, (1, 8, 8))
     assert not set(made.train.ids) & set(made.test.ids)
+
+
+def test_where_another_class_is_the_disease_goals_mean_that(tmp_path: Path) -> None:
+    assert meant("missed-disease", (0,)) == "missed-disease:positive=0"
+    assert meant("upcoding", (0,)) == "upcoding:order=1+0"
+    assert meant("trial-eligibility", (0,)) == "trial-eligibility:eligible=0"
+    for said in ("missed-disease:positive=1", "upcoding:order=0+1", "grade-shift"):
+        assert meant(said, (0,)) == said

@@ -204,6 +204,7 @@ def test_one_class_alone_has_no_auroc_and_the_run_goes_on() -> None:
         (Eligible(), {"surrogates": [looking("attacked")]}, "the surrogate attacked is the model itself"),
         (Eligible(), {"data": spots().take([1, 3, 5])}, "Eligible does not fit spots: none of the 3 images offers the attacker anything"),
         (Eligible(), {"model": None}, "say which model is attacked, with --model"),
+        (Eligible(), {"model": None, "data": "phantom:kidney"}, "only phantom:chest, phantom:derm, phantom:fundus bring one"),
         (Eligible(), {"model": None, "data": None}, "say what is attacked, with --model and --data"),
         ("upcodin", {}, "unknown scenario 'upcodin': did you mean 'upcoded-retina'"),
     ],
@@ -214,6 +215,11 @@ def test_bad_input_is_one_line(scenario: Any, options: dict[str, Any], said: str
         run_scenario(scenario, **asked)
     assert said in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_model_that_does_not_take_the_images_is_told_so() -> None:
+    with pytest.raises(ModelError, match="attacked does not take 3x16x16 images"):
+        run_scenario(Few(), looking("attacked"), spots(channels=3))
 
 
 def test_what_does_not_fit_is_left_out_for_a_reason() -> None:
