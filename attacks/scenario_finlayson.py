@@ -22,7 +22,7 @@ ROWS = (
     Row("patch, black box", "same architecture", "universal-patch", "patch", SCALE),
     Row("patch of each image's own", "white box", "patch", "patch", SCALE),
     Row("natural patch", "nothing", "natural-patch", "patch", SCALE),
-    Row("clumsy handling", "nothing", "clumsy", "handling", 1.0),
+    Row("clumsy handling, at its worst", "nothing", "clumsy", "handling", 1.0),
 )
 
 CAN = (

@@ -28,7 +28,7 @@ class ShiftedGrades(Scenario):
         Row("PGD, half as far", "white box", "pgd:steps=20,step_size=0.5", "linf", 0.005),
         Row("PGD, black box", "same architecture", "pgd:steps=20,step_size=0.5", "linf", 0.01),
         Row("PGD, other architecture", "other architecture", "pgd:steps=20,step_size=0.5", "linf", 0.01),
-        Row("clumsy handling", "nothing", "clumsy", "handling", 1.0),
+        Row("clumsy handling, at its worst", "nothing", "clumsy", "handling", 1.0),
     )
     data = "phantom:fundus"
     tasks = ("ordinal",)

@@ -32,7 +32,7 @@ class MissedTumour(Scenario):
         Row("PGD, other architecture", "other architecture", "pgd:steps=20,step_size=0.5", "linf", 0.01),
         Row("1,000 questions for scores", "scores", "square:queries=1000", "linf", 0.01),
         Row("questions for decisions", "decisions", "foolbox:HopSkipJumpAttack:steps=10,max_gradient_eval_steps=200", "l2", 1.0),
-        Row("clumsy handling", "nothing", "clumsy", "handling", 1.0),
+        Row("clumsy handling, at its worst", "nothing", "clumsy", "handling", 1.0),
     )
     data = "phantom:derm"
     tasks = ("binary", "multi-label")

@@ -29,6 +29,6 @@ class FilledTrial(Scenario):
         Row("PGD, other architecture", "other architecture", "pgd:steps=20,step_size=0.5", "linf", 0.01),
         Row("PGD, public backbone", "public backbone", "pgd:steps=20,step_size=0.5", "linf", 0.01),
         Row("patch of each image's own", "white box", "patch", "patch", 0.4),
-        Row("clumsy handling", "nothing", "clumsy", "handling", 1.0),
+        Row("clumsy handling, at its worst", "nothing", "clumsy", "handling", 1.0),
     )
     data = "phantom:chest"

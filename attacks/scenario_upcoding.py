@@ -28,7 +28,7 @@ class UpcodedRetina(Scenario):
         Row("PGD, black box", "same architecture", "pgd:steps=20,step_size=0.5", "linf", 0.01),
         Row("PGD, public backbone", "public backbone", "pgd:steps=20,step_size=0.5", "linf", 0.01),
         Row("1,000 questions for scores", "scores", "square:queries=1000", "linf", 0.01),
-        Row("clumsy handling", "nothing", "clumsy", "handling", 1.0),
+        Row("clumsy handling, at its worst", "nothing", "clumsy", "handling", 1.0),
     )
     data = "phantom:fundus"
     tasks = ("ordinal",)

@@ -293,6 +293,17 @@ def test_the_curve_of_every_row_of_two_classes(folder: Path) -> None:
     assert drawn["one step, white box, AUROC ≤ 0.611"] == [(0, 0), (0, 0.75), (0.25, 0.75), (0.25, 1), (1, 1)]
 
 
+def test_a_long_name_in_the_legend_is_shortened_and_what_its_sign_says_is_not(tmp_path: Path) -> None:
+    report = by_hand()
+    refuted = report.rows[3]
+    named = replace(refuted, row=replace(refuted.row, name="one step, white box, by somebody of whom there is much to be told"))
+    written(replace(report, rows=[*report.rows[:3], named]), tmp_path)
+    (svg,) = svgs((tmp_path / "scenario.html").read_text())
+    (entry,) = [each.text for each in ElementTree.fromstring(svg).iter(SVG + "text") if "one step" in str(each.text)]
+    assert str(entry).startswith("one step, white box")
+    assert str(entry).endswith("…, AUROC ≤ 0.611")
+
+
 def of_classes(labels: Sequence[Any], outputs: Sequence[Sequence[float]], attacked: Sequence[Sequence[float]], **data: Any) -> Result:
     result = run(None, data={"name": "toys", "n": len(labels)} | data)
     made = {"clean": outputs, WHITE: attacked}
