@@ -18,7 +18,7 @@ from .data import default_for
 from .doubting import doubts
 from .engines import local
 from .errors import UsageError
-from .fitting import learns, no_image_in_both
+from .fitting import learns, without_judged
 from .labelled import LabelledImages
 from .overlap import overlaps
 from .patients import no_patient_in_both
@@ -204,9 +204,12 @@ def evaluate(
     learn_from = (
         None if fit_data is None or not any(learns(job) for job in planned) else images_of(fit_data, classifier.preprocess, None, seed)
     )
+    shared = 0
     if learn_from is not None:
         no_patient_in_both(learn_from, images)
-        no_image_in_both(learn_from, images)
+        offered = len(learn_from)
+        learn_from = without_judged(learn_from, images)
+        shared = offered - len(learn_from)
     doubted = doubts(planned, aim, twins[0].name if twins else None) if doubt else []
     where = local.pick_device(device)
     bf16 = precision == "bf16" and local.bfloat16_here(where)
@@ -289,6 +292,7 @@ def evaluate(
         "versions": versions,
         "notes": [
             *([] if bf16 or precision == "fp32" else ["this processor does not compute in bfloat16: searched in float32"]),
+            *([f"{shared} images to learn from are judged on as well: nothing was learnt from them"] if shared else []),
             *remarks(about_corruptions),
             *unheeded(classifier, [str(job.condition.attack) for job in planned]),
             *overlaps(

@@ -152,13 +152,19 @@ def halves(images: LabelledImages, seed: int) -> tuple[LabelledImages, set[str]]
     return chosen, set(chosen.ids)
 
 
-def no_image_in_both(learnt_from: LabelledImages, judged_on: LabelledImages) -> None:
-    """Refuse images to learn from that are judged on as well: what was learnt is to be measured on others.
+def without_judged(learn_from: LabelledImages, judged_on: LabelledImages) -> LabelledImages:
+    """The images to learn from that are not judged on as well, by id and pixels (folders may use one name for two images): splits of
+    published sets share some.
 
     Raises:
-        UsageError: one is among both, by its id and its pixels (folders may use one name for two images).
+        UsageError: none is left.
     """
     place = {key: row for row, key in enumerate(judged_on.ids)}
-    for row, key in enumerate(learnt_from.ids):
-        if key in place and torch.equal(learnt_from.pictures[row], judged_on.pictures[place[key]]):
-            raise UsageError(f"the image {key} is to be learnt from and judged on: give images of another split with --fit-data")
+    kept = [
+        row
+        for row, key in enumerate(learn_from.ids)
+        if key not in place or not torch.equal(learn_from.pictures[row], judged_on.pictures[place[key]])
+    ]
+    if not kept:
+        raise UsageError("the images to learn from are those that are judged on: give images of another split with --fit-data")
+    return learn_from.take(kept) if len(kept) < len(learn_from) else learn_from

@@ -14,7 +14,7 @@ from torch import Tensor
 import robustbench_lite as rb
 from robustbench_lite.conditions import Means
 from robustbench_lite.errors import UnknownName, UsageError
-from robustbench_lite.fitting import Lesson, halves, no_image_in_both
+from robustbench_lite.fitting import Lesson, halves, without_judged
 from robustbench_lite.labelled import LabelledImages
 from robustbench_lite.oracle import WhiteBox
 from robustbench_lite.plan import State
@@ -197,14 +197,18 @@ def test_a_goal_is_a_target_and_its_witnesses_hold(tmp_path: Path) -> None:
 
 def test_what_is_learnt_from_is_not_judged_on() -> None:
     images = grouped()
-    with pytest.raises(UsageError, match=f"the image {images.ids[0]} is to be learnt from and judged on"):
+    with pytest.raises(UsageError, match="the images to learn from are those that are judged on: give images of another split"):
         pushed(fit_data=images.take([0, 1]))
+    plain = rb.load_data("digits", limit=60)
+    result = pushed(data=plain.take(range(30)), fit_data=plain.take(range(20, 40)), limit=None)
+    assert LESSONS.pop() == list(plain.ids[30:40])
+    assert "10 images to learn from are judged on as well: nothing was learnt from them" in result.config["notes"]
     first, second = images.take(range(0, 40, 2)), images.take(range(1, 40, 2))
     with pytest.raises(rb.errors.DataError, match=r"10 patients are in .* \(writer-0, writer-1, writer-2, \.\.\.\)"):
         pushed(data=second, fit_data=first)
     assert not LESSONS
     renamed = replace(second, ids=first.ids, groups=None)  # two folders may name their images alike
-    no_image_in_both(renamed, replace(first, groups=None))
+    assert without_judged(renamed, replace(first, groups=None)) is renamed
 
 
 def test_what_is_left_out_is_counted_by_its_reason() -> None:
