@@ -61,7 +61,7 @@ class OperatingPoint:
     """Thresholds on probabilities that were set on clean images: positive is at or above.
 
     Args:
-        thresholds: one a class or finding, of two classes that of class 1 alone; None where there is none.
+        thresholds: one a class or finding, of two classes that of the one that means disease; None where there is none.
         how: what they were set on.
     """
 
@@ -80,7 +80,8 @@ class Figures:
         n, patients: images, and groups of them; None where they are not grouped.
         accuracy: predictions (argmax, or above one half for single logits and findings) that are the label; of findings, the share of them.
             What is wrong when clean stays so under an attack.
-        auroc: one against the rest, the mean over classes or findings; of two classes that of class 1. `aurocs`: each by name.
+        auroc: one against the rest, the mean over classes or findings; of two classes that of the one that means disease, which is class 1
+            unless the data say otherwise. `aurocs`: each by name.
         sensitivity, specificity, balanced_accuracy: at the operating point; means over classes or findings where there are several.
         confidence: mean probability of the prediction, with a t interval.
         ece: expected calibration error; it has no interval, since resampling inflates it.

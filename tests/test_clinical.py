@@ -168,6 +168,18 @@ def test_an_operating_point_is_set_on_clean_images_and_then_fixed() -> None:
         operating_point(result, 1.5)
 
 
+def test_where_class_0_is_the_disease_its_images_are_the_positive_ones() -> None:
+    """Four of class 0, of which three lean to it, and four of class 1, of which all do not."""
+    labels, leaning = [0, 0, 0, 0, 1, 1, 1, 1], lean(-3, -2, -1, 2, 1, 1, 3, 3)
+    usual, turned = (run(said(CLEAN, labels, leaning), **data) for data in ({}, {"disease": [0]}))
+    points = [operating_point(result, 0.75) for result in (usual, turned)]
+    found = [few(result, "clean", point) for result, point in zip((usual, turned), points, strict=True)]
+    assert found[1].sensitivity.value == 0.75
+    assert found[1].specificity.value == 1.0
+    assert found[0].auroc.value == found[1].auroc.value
+    assert list(found[1].aurocs) == ["class 0"]
+
+
 def test_undecided_images_are_wrong_and_have_no_score() -> None:
     labels = [0, 0, 0, 1, 1, 1]
     clean = said(CLEAN, labels, [*lean(-3, -2, -1, 1, 2), None])
