@@ -67,9 +67,9 @@ def _trust(evidence: Evidence, condition: Condition) -> Trust:
 
 def _missing(evidence: Evidence, condition: Condition, left: Set[str]) -> tuple[str, ...]:
     """What a sound row must have had: of its own parts, or of what else was tried in its ball on every image that is left."""
-    if condition.norm == "handling":  # a finite set, whose every member its attack asks about
-        return ()
     tried = evidence.tried(condition)
+    if left <= {v.sample_id for c in tried if base(c) == "clumsy" for v in evidence.verdicts(c)}:
+        return ()  # every member of a finite set was asked about
     own = [c for c in tried if c.kind == "attack"] if condition.kind == "worst" else [condition]
     searched = {v.sample_id for c in tried for v in evidence.verdicts(c) if _queries(c, v) >= SEARCH * evidence.answers(c)}
     sprinkled = {v.sample_id for c in tried if base(c) == "noise" for v in evidence.verdicts(c)}

@@ -136,3 +136,9 @@ def test_every_row_of_the_table_says_how_far_it_goes() -> None:
     assert table["trust"].tolist() == ["sound", "refuted", "doubtful"]
     assert table["reasons"].iloc[0] == ""
     assert "10 have a witness" in table["reasons"].iloc[1]
+
+
+def test_a_finite_set_lacks_nothing_once_all_of_it_was_tried() -> None:
+    whole, other = (replace(attack("noise", 1.0, norm="handling"), name=spec, attack=spec) for spec in ("clumsy", "somebodys"))
+    assert not made((whole, row(whole, set()))).trust[whole.name].missing
+    assert made((other, row(other, set()))).trust[other.name].missing
