@@ -3,6 +3,7 @@
 #   make demo-gate  what `robust-eval gate` says of models that pass, fail, or cannot be decided (three minutes)
 #   make test   the tests (under ten minutes on two cores);  make test-all adds the slow ones and those against other libraries
 #   make bench  measure speed and memory, into docs/benchmarks.md;  make lint  ruff and mypy
+#   make attack-table  write the table of docs/attacks.md again, from what is registered
 #   make peers  compare strength with other libraries (hours; a run that was stopped goes on), the figures of docs/peers.md
 #   make phantoms  train the bundled models for synthetic phantoms again (ten minutes)
 #   make zoo    train the bundled models again and hold them to their cards (under half an hour on two cores)
@@ -17,7 +18,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS
 # idle OpenMP threads that spin made two threads up to fifty times slower on a shared machine
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo demo-gate test test-all bench peers zoo phantoms screenshots lint clean
+.PHONY: demo demo-gate test test-all bench peers zoo phantoms screenshots attack-table lint clean
 
 demo: .venv/demo
 	$(BIN)/robust-eval --model efficientnet_lite0 --attack fgsm --attack pgd
@@ -45,6 +46,9 @@ phantoms: .venv/demo
 
 screenshots: .venv/demo
 	$(BIN)/python docs/screenshots.py
+
+attack-table: .venv/demo
+	$(BIN)/python docs/attack_table.py
 
 lint: .venv/dev
 	$(BIN)/ruff check .

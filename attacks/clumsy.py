@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from robustbench_lite.handling import SETTINGS
+from robustbench_lite.listed import Handling, all_settings, steps_through
 from robustbench_lite.oracle import Labels
 from robustbench_lite.plan import State
 from robustbench_lite.registry import attack
@@ -20,13 +20,15 @@ class Clumsy:
     access = Labels
     norms = ("handling",)
     usual_eps = {"handling": 1.0}
-    steps = len(SETTINGS) - 1  # all but the picture as it is
+    steps = steps_through(Handling.settings, 1)
+    exhausts = True
     cost = "45 forwards"
 
     def start(self, oracle: Labels, draw: Streams) -> State:
         return State.at(oracle.origin)
 
     def step(self, oracle: Labels, state: State, draw: Streams) -> State:
-        x = oracle.threat.handled(oracle.origin, state.t + 1)  # type: ignore[attr-defined]  # of this norm alone
+        assert isinstance(oracle.threat, Handling)
+        x = all_settings(oracle.threat, oracle.origin, state.t, 1)[:, 0]
         oracle.predict(x)
         return state.moved(x)

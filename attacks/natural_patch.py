@@ -12,7 +12,7 @@ from robustbench_lite.classifier import Logits
 from robustbench_lite.criteria import Criterion, MultiLabel
 from robustbench_lite.fitting import Lesson
 from robustbench_lite.oracle import Scores
-from robustbench_lite.pasting import centre_square
+from robustbench_lite.pasting import Shape, centre_square
 from robustbench_lite.registry import attack
 from robustbench_lite.stamps import Stamps, most_wanted
 
@@ -20,13 +20,14 @@ from robustbench_lite.stamps import Stamps, most_wanted
 @attack("natural-patch")
 @dataclass(frozen=True)
 class NaturalPatch:
-    """Paste a piece of a real image: of those to learn from, the one that the model is surest shows what is wanted, cut to a disc.
+    """Paste a piece of a real image: of those to learn from, the one that the model is surest shows what is wanted, cut to shape.
 
     Nothing is optimised. What it breaks is broken by the patch's covering something, so that a patch must break more to count as an attack.
 
     Args:
         at_most: classes that patches are cut for, those that most images can be driven to.
         placements: places that are tried on an image.
+        shape, turn: as of the `patch` that it is the control of.
     """
 
     access = Scores
@@ -37,6 +38,8 @@ class NaturalPatch:
 
     at_most: Annotated[int, Field(ge=1)] = 10
     placements: Annotated[int, Field(ge=1)] = 1
+    shape: Shape = "disc"
+    turn: Annotated[float, Field(ge=0, le=180)] = 22.5
 
     @property
     def restarts(self) -> int:
@@ -54,7 +57,7 @@ class NaturalPatch:
         return {"patches": torch.cat(patches), "classes": torch.tensor(wanted), "worth": worth}
 
     def fitted(self, tensors: Mapping[str, Tensor]) -> Stamps:
-        return Stamps.of(self.access, self.placements, tensors)
+        return Stamps.of(self.access, self.placements, self.shape, self.turn, tensors)
 
 
 def _everything_wanted(lesson: Lesson) -> Criterion:

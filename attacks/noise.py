@@ -25,7 +25,7 @@ class Noise:
     """
 
     access = Labels
-    norms = ("linf", "l2", "l1", "l0", "patch")
+    norms = ("linf", "l2", "l1", "l0", "pixels", "patch", "flow")
     cost = "queries + 1 forwards"
 
     queries: Annotated[int, Field(ge=1)] = 100
@@ -39,8 +39,6 @@ class Noise:
 
     def step(self, oracle: Labels, state: State, draw: Streams) -> State:
         origin, threat = oracle.origin, oracle.threat
-        direction = draw.normal("direction", *origin.shape[1:]).to(origin)
-        edge = threat.project(origin + threat.ascent(direction, 1.0, origin), origin)
-        x = torch.where(per_sample(state.t % 2 == 0, origin), threat.random_point(origin, draw), edge)
+        x = torch.where(per_sample(state.t % 2 == 0, origin), threat.random_point(origin, draw), threat.edge_point(origin, draw))
         oracle.predict(x)
         return state.moved(x)

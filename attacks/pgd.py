@@ -29,14 +29,15 @@ class PGD:
 
     Args:
         steps: gradient steps of a restart.
-        step_size: in multiples of eps; by default 2.5 / steps, with which every point of the ball can be reached from any other (l0: 0.5).
+        step_size: in multiples of eps; by default 2.5 / steps, with which every point of the ball can be reached from any other
+            (l0, pixels: 0.5).
         restarts: random starts.
         momentum: share of the last direction that is kept (Dong et al., CVPR 2018, https://arxiv.org/abs/1710.06081).
         loss: ce, dlr or margin.
     """
 
     access = WhiteBox
-    norms = ("linf", "l2", "l1", "l0")
+    norms = ("linf", "l2", "l1", "l0", "pixels")
     cost = "steps + 1 forwards, steps backwards, times restarts"
 
     steps: Annotated[int, Field(ge=1)] = 40

@@ -18,9 +18,9 @@ ROWS = (
     Row("PGD, black box", "same architecture", PGD, "linf", EPS),
     Row("PGD, other architecture", "other architecture", PGD, "linf", EPS),
     Row("PGD, public backbone", "public backbone", PGD, "linf", EPS),
-    Row("patch, white box", "white box", "universal-patch", "patch", SCALE),
-    Row("patch, black box", "same architecture", "universal-patch", "patch", SCALE),
-    Row("patch of each image's own", "white box", "patch", "patch", SCALE),
+    Row("patch, white box", "white box", "patch", "patch", SCALE),
+    Row("patch, black box", "same architecture", "patch", "patch", SCALE),
+    Row("patch of each image's own", "white box", "own-patch", "patch", SCALE),
     Row("natural patch", "nothing", "natural-patch", "patch", SCALE),
     Row("clumsy handling, at its worst", "nothing", "clumsy", "handling", 1.0),
 )

@@ -28,7 +28,7 @@ class FilledTrial(Scenario):
         Row("PGD, black box", "same architecture", "pgd:steps=20,step_size=0.5", "linf", 0.01),
         Row("PGD, other architecture", "other architecture", "pgd:steps=20,step_size=0.5", "linf", 0.01),
         Row("PGD, public backbone", "public backbone", "pgd:steps=20,step_size=0.5", "linf", 0.01),
-        Row("patch of each image's own", "white box", "patch", "patch", 0.4),
+        Row("patch of each image's own", "white box", "own-patch", "patch", 0.4),
         Row("clumsy handling, at its worst", "nothing", "clumsy", "handling", 1.0),
     )
     data = "phantom:chest"

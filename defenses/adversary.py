@@ -80,8 +80,9 @@ def attack_for_training(spec: str, norm: str) -> Attack:
     if norm not in made.norms:
         raise UsageError(f"{spec} has no norm {norm}: it has {', '.join(made.norms)}")
     attack, *others = parts(made, norm).values()
-    nearest: Any = ATTACKS.get("fab")  # looks for the nearest image that breaks, and steers by what it has found
-    if others or attack.access is not WhiteBox or not getattr(attack, "batched", True) or isinstance(attack, nearest):
+    # these look for the nearest image that breaks, wherever it is, and steer by what they have found
+    nearest = getattr(attack, "goal", "first") == "closest" or isinstance(attack, ATTACKS.get("fab"))  # type: ignore[arg-type]  # a class
+    if others or attack.access is not WhiteBox or not getattr(attack, "batched", True) or nearest or hasattr(attack, "fit"):
         raise UsageError(f"{spec} cannot make training images: take a gradient attack such as pgd, fgsm or apgd")
     if getattr(attack, "restarts", 1) > 1 or getattr(attack, "targets", 0):
         raise UsageError(f"{spec} is several runs an image, and a training image is the end of one: set no restarts and no targets")

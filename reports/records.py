@@ -8,13 +8,14 @@ from typing import Any
 
 from robustbench_lite.calibration import calibration_rows
 from robustbench_lite.corruption_metrics import corruption_rows
-from robustbench_lite.results import TABLE_COLUMNS, Result
+from robustbench_lite.results import TABLE_COLUMNS, VERDICT_FIELDS, Result
 
 from .believing import doubted, finding_rows
 from .per_class import class_rows
 from .shapes import shape_rows
 
 Records = Sequence[dict[str, Any]]
+SAMPLE_COLUMNS = (*VERDICT_FIELDS, "nearest")
 
 
 def table(result: Result) -> Records:
@@ -25,8 +26,8 @@ def table(result: Result) -> Records:
 
 
 def samples(result: Result) -> Records:
-    """One record per verdict."""
-    return _records(result.verdicts)
+    """One record per verdict, with how far its nearest broken image lies."""
+    return [{**record, "nearest": v.nearest} for record, v in zip(_records(result.verdicts), result.verdicts, strict=True)]
 
 
 def derived(result: Result) -> dict[str, Records]:

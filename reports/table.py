@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
@@ -64,6 +65,13 @@ class Row:
         return f"{percent(self.ci_low)}–{percent(self.ci_high)}"
 
     @property
+    def median(self) -> str:
+        """Distance of the nearest broken image, the median over all; empty where none was sought, `≤` where others found nearer ones."""
+        if self.median_distance is None:
+            return ""
+        return ("≤ " if self.trust == "refuted" else "") + distance(self.median_distance)
+
+    @property
     def time(self) -> str:
         """Seconds; empty for the worst case, which is put together from what was timed already."""
         return "" if self.kind == "worst" else amount(self.seconds)
@@ -105,6 +113,21 @@ def legend(shown: Sequence[Row]) -> list[str]:
         "doubtful": "? doubtful: the accuracy may be lower, or known too roughly.",
     }
     return [line for level, line in lines.items() if level in levels]
+
+
+def distance_legend(shown: Sequence[Row]) -> list[str]:
+    """What the median distance is, where a row has one."""
+    if all(row.median_distance is None for row in shown):
+        return []
+    return [
+        "Median distance: how far the nearest broken image found lies, in the row's norm on images in [0, 1], over all images; 0 where one "
+        "was wrong without an attack, none found where half or more have none."
+    ]
+
+
+def distance(value: float) -> str:
+    """Four digits, or that none is known."""
+    return f"{value:.4g}" if value < math.inf else "none found"
 
 
 def percent(share: float) -> str:

@@ -19,12 +19,13 @@ from robustbench_lite.stats import wilson
 
 from .believing import WEIGHTS, command_of, doubted, finding_rows, grouped, lacking, summary
 from .corruption import by_severity, calibration, heat, sheet, tabled
-from .figures import accuracy_curves, calibration_curves, published_scores, queries, shape_biases
+from .distances import accuracy_curves, median_curves
+from .figures import calibration_curves, published_scores, queries, shape_biases
 from .files import write
 from .gallery import LONGEST_SIDE, exhibits
 from .per_class import OPEN, class_lines, class_rows
 from .shapes import shape_rows
-from .table import FEW_IMAGES, Row, amount, legend, percent, rows
+from .table import FEW_IMAGES, Row, amount, distance_legend, legend, percent, rows
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -67,7 +68,7 @@ def page(result: Result) -> str:
         # the script's hash, so that nothing that slipped through the escaping could run
         allowed=b64encode(sha256(script.encode()).digest()).decode(),
         summary=summary(result.config["model"]["name"], shown),
-        legend=legend(shown),
+        legend=[*legend(shown), *distance_legend(shown)],
         findings=grouped(finding_rows(result)),
         weights=WEIGHTS,
         doubts=doubted(result),
@@ -83,7 +84,7 @@ def page(result: Result) -> str:
         few_images=FEW_IMAGES,
         width_of_a_thousand=100 * (wilson(500, 1000)[1] - wilson(500, 1000)[0]),
         undecided=_undecided(result),
-        charts=[*accuracy_curves(shown), *([chart] if chart else [])],
+        charts=[*accuracy_curves(result, shown), *([chart] if chart else []), *median_curves(result)],
         cascade=result.cascade,
         transfer=result.transfer,
         exhibits=exhibits(result),

@@ -13,7 +13,8 @@ from .believing import WEIGHTS, command_of, doubted, finding_rows, lacking, summ
 from .corruption import tabled
 from .escaping import markdown as escaped
 from .files import write
-from .table import legend, rows
+from .reading import readings
+from .table import distance_legend, legend, rows
 
 
 @file_format("markdown", "md")
@@ -36,12 +37,29 @@ def _lines(result: Result) -> Iterator[str]:
     yield ""
     yield escaped(summary(model, every))
     yield ""
-    cells = [[row.condition, row.share, row.percent, f"{row.interval} %", row.trust, "".join(row.reasons[:1])] for row in shown]
-    yield from _table(["condition", "correct", "accuracy", "95 % interval", "trust", "why"], cells)
+    nearest = any(row.median for row in shown)
+    cells = [
+        [
+            row.condition,
+            row.share,
+            row.percent,
+            f"{row.interval} %",
+            *([row.median] if nearest else []),
+            row.trust,
+            "".join(row.reasons[:1]),
+        ]
+        for row in shown
+    ]
+    median = ["median distance"] if nearest else []
+    yield from _table(["condition", "correct", "accuracy", "95 % interval", *median, "trust", "why"], cells)
     yield ""
-    yield from (f"- {escaped(line)}" for line in [*legend(shown), *(result.config.get("notes") or [])])
+    yield from (f"- {escaped(line)}" for line in [*legend(shown), *distance_legend(shown), *(result.config.get("notes") or [])])
     if len(shown) < len(every):
         yield f"- {len(every) - len(shown)} conditions of corruptions are in `table.csv`."
+    for told in readings(result, every):
+        yield from ("", f"## {told.title}", "")
+        yield from _table([told.first, *told.headings], [[line.name, *line.cells] for line in told.lines])
+        yield from ("", escaped(told.note))
     yield from _trust(result)
     if command := command_of(result):
         fence = "`" * max(3, *(len(run) + 1 for run in re.findall("`+", command)), 0)

@@ -9,14 +9,15 @@ from typing import Any
 
 from robustbench_lite.errors import UsageError
 from robustbench_lite.registry import file_format, needs, report
-from robustbench_lite.results import TABLE_COLUMNS, VERDICT_FIELDS, Result
+from robustbench_lite.results import TABLE_COLUMNS, Result
 
 from .files import write
-from .records import Records, samples, table
+from .records import SAMPLE_COLUMNS, Records, samples, table
 
 TYPES = {
     **dict.fromkeys(("eps", "accuracy", "ci_low", "ci_high", "mean_forwards", "mean_backwards", "seconds", "success_all"), float),
     **dict.fromkeys(("success_correct", "median_distance", "at_most", "distance", "confidence", "nll", "brier", "gradient"), float),
+    **dict.fromkeys(("radius", "nearest"), float),
     **dict.fromkeys(("severity", "n", "correct", "undecided", "target", "restart", "steps", "forwards", "backwards", "seed"), int),
     "broken": bool,
 }
@@ -33,7 +34,7 @@ def parquet(result: Result) -> list[Path]:
         UsageError: pyarrow is not installed, or the result has no folder.
         InvalidEvaluation: a file could not be written.
     """
-    files = {"table.parquet": (TABLE_COLUMNS, table(result)), "samples.parquet": (VERDICT_FIELDS, samples(result))}
+    files = {"table.parquet": (TABLE_COLUMNS, table(result)), "samples.parquet": (SAMPLE_COLUMNS, samples(result))}
     return [write(result, name, _bytes(columns, records)) for name, (columns, records) in files.items()]
 
 

@@ -16,6 +16,7 @@ from robustbench_lite.results import Result
 
 from .believing import doubted
 from .corruption import HeatRow, heat, tabled
+from .reading import readings
 from .shapes import shape_rows
 from .table import FEW_IMAGES, Row, amount, legend, percent, rows
 
@@ -48,6 +49,7 @@ def terminal(result: Result) -> Group:
     corrupted = corruptions(result)
     lines = heat(result, every, corrupted.rows) if len(shown) < len(every) else []
     below: list[Table | Text] = [
+        *_distances(result, every),
         *_trust(shown, [row for row in every if row not in shown]),
         *_doubts(result),
         *_cascades(result),
@@ -79,6 +81,16 @@ def _trust(shown: list[Row], others: list[Row]) -> Iterator[Table | Text]:
     said = [f"{unseen} conditions of corruptions are not sound either."] if unseen else []
     table.caption = "\n".join([*said, "The report has all the reasons, and what would settle them."])
     yield table
+
+
+def _distances(result: Result, every: list[Row]) -> Iterator[Table]:
+    """The accuracy at a few sizes, where an attack sought the nearest broken image."""
+    for found in readings(result, every):
+        table = _below(found.title, found.first, [heading.replace(" ", "\n") for heading in found.headings])
+        for line in found.lines:
+            table.add_row(Text(line.name, style="bold" if line.worst else ""), *map(Text, line.cells))
+        table.caption = found.note
+        yield table
 
 
 def _doubts(result: Result) -> Iterator[Table]:

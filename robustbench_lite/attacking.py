@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -16,11 +16,12 @@ from .cascade import Course, Stage, through
 from .conditions import LEAST_LIKELY, Job, clean_criterion, criterion, offered
 from .engines import local
 from .judge import Judge
-from .plan import Attack, Finding, Plan, Subject
-from .results import NOTHING_TO_GAIN, Goal, Witness
+from .plan import Attack, Finding, Plan, Subject, boundless
+from .results import NOTHING_TO_GAIN, NOWHERE, Goal, Witness
 from .samples import Answer, Options, Said, Samples
 from .scheduler import run
 from .store import Store
+from .threat import Ball, sized
 from .transfer import Source, Targets
 from .ways import Ways
 
@@ -70,7 +71,10 @@ class Attacking:
 
     def attack(self, job: Job, answers: Mapping[str, Answer]) -> None:
         """Attack the images that the job's condition has no verdict for yet."""
-        name, done = job.condition.name, self.store.decided(job.condition.name) | self.store.left_out(job.condition.name)
+        name = job.condition.name
+        if job.searched_as is not None:
+            self._judge_again(job, job.searched_as)
+        done = self.store.decided(name) | self.store.left_out(name)
         subjects, broken = self._subjects(job, [answers[key] for key in self.samples.order if key in answers and key not in done])
         decided, total = len(self.store.decided(name)), len(self.store.decided(name)) + len(subjects)
         self.progress(name, decided, total, broken)
@@ -96,6 +100,27 @@ class Attacking:
                     break
         self.store.commit(now=True)
         self._remark(job)
+
+    def _judge_again(self, job: Job, other: str) -> None:
+        """Verdicts at another eps, from a search for the nearest that knew no eps."""
+        known, done = self.store.result(), self.store.decided(job.condition.name)
+        for v in known.of(other):
+            if v.sample_id not in done:
+                ball = self._ball(job, v.sample_id)
+                broken = v.broken if v.broken_by == "clean" else bool(v.nearest <= ball.reach) or (None if v.broken is None else False)
+                witness = known.witness(other, v.sample_id)
+                kept = None if witness is None else self.store.keep(job.condition.name, v.sample_id, witness)
+                radius = None if v.radius is None else float(ball.eps)
+                self.store.add(replace(v, condition=job.condition.name, broken=broken, witness=kept, radius=radius))
+        self.store.commit(now=True)
+
+    def _ball(self, job: Job, sample_id: str) -> Ball:
+        """Of one image, which may have a size of its own."""
+        scale = self._scale(job, sample_id)
+        return job.threat if scale is None else sized(job.threat, scale)
+
+    def _scale(self, job: Job, sample_id: str) -> float | None:
+        return self.options.radii[sample_id] if job.condition.scaled and self.options.radii is not None else None
 
     def _remark(self, job: Job) -> None:
         """Note what a row and the matrix of a transfer attack lack; how far the row can be trusted, the diagnostics say."""
@@ -137,7 +162,13 @@ class Attacking:
                 self.store.add(self.samples.verdict(name, answer, answer.said, broken=True, broken_by="clean", target=target))
             else:
                 subjects.append(
-                    Subject(answer.id, partial(self.samples.load, answer.id), rules.take(slice(row, row + 1)), logits[row : row + 1])
+                    Subject(
+                        answer.id,
+                        partial(self.samples.load, answer.id),
+                        rules.take(slice(row, row + 1)),
+                        logits[row : row + 1],
+                        scale=self._scale(job, answer.id),
+                    )
                 )
         self.store.leave_out(name, left_out, NOTHING_TO_GAIN)
         return subjects, self.store.not_correct(name)
@@ -159,6 +190,7 @@ class Attacking:
                 goal,
                 options.seed,
                 options.query_budget,
+                options.patience if goal == "closest" else None,
                 side_by_side=options.device.type != "cpu" and options.query_budget is None,
                 random=found.random,
                 transfer=source is not None,
@@ -203,7 +235,7 @@ class Attacking:
             outputs = self._outputs(finding.logits)
             self.store.add(self.samples.verdict(name, answer, said, broken=True, broken_by="clean", target=target, outputs=outputs))
             return
-        if finding.broken and finding.id in self.samples.kept:
+        if finding.met and finding.id in self.samples.kept:
             witness = self.store.keep(name, finding.id, Witness(self.samples.load(finding.id), finding.image.cpu()))
         self.store.add(
             self.samples.verdict(
@@ -211,10 +243,10 @@ class Attacking:
                 answer,
                 said,
                 broken=finding.broken,
-                broken_by=broken_by if finding.broken else None,
+                broken_by=broken_by if finding.met else None,
                 target=target,
                 restart=finding.restart,
-                reason=finding.reason or (FLAT if finding.flat and not finding.broken else None),
+                reason=finding.reason or self._silence(job, finding),
                 distance=finding.distance,
                 steps=finding.steps,
                 forwards=finding.forwards,
@@ -224,8 +256,18 @@ class Attacking:
                 stages=course.costs,
                 gradient=finding.gradient,
                 outputs=self._outputs(finding.logits),
+                approach=[list(each) for each in finding.approach],
+                radius=float(self._ball(job, finding.id).eps) if job.condition.scaled else None,
             )
         )
+
+    def _silence(self, job: Job, finding: Finding) -> str | None:
+        """Why an attack may have found nothing, though something is there."""
+        if finding.met:
+            return None
+        if finding.flat:
+            return FLAT
+        return NOWHERE if any(boundless(attack, job.condition.goal) for attack in job.parts.values()) else None
 
     def _everyone(self, job: Job) -> bool:
         """Whether images are attacked that the model gets wrong by itself: on a surrogate, and where its outputs are asked for."""

@@ -35,9 +35,9 @@ class Course:
     def then(self, stage: Stage, found: Finding) -> Course:
         """One stage on."""
         # of a first pass in reduced precision that broke nothing only the cost counts: its images are attacked again in float32
-        if found.reduced and not found.broken:
+        if found.reduced and not found.met:
             best = self.finding.after(found)
-        elif self.finding.reduced and not self.finding.broken:
+        elif self.finding.reduced and not self.finding.met:
             best = found.after(self.finding)
         else:
             best = self.finding.merged(found, stage.plan.goal)

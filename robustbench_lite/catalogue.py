@@ -63,6 +63,27 @@ def _attacks(found: Registry, names: list[str]) -> list[str]:
     return _columns(rows)
 
 
+def attack_table() -> str:
+    """Every attack as a row of a Markdown table: what it does, whose it is, and what it asks for."""
+    from .conditions import door
+
+    lines = ["| attack | what it does | paper | norms | sees | goal | cost for an image that survives |", f"|{'---|' * 7}"]
+    for name in registry.ATTACKS.names():
+        attack: Any = registry.ATTACKS.get(name)
+        authors, _, address = paper(attack).rpartition(", ")
+        cells = [
+            f"`{name}`" if name != "foolbox" else "`foolbox:NAME`",
+            re.split(r"(?<!\.)\.(?: |$)", summary(attack))[0],
+            f"[{authors}]({address})",
+            " ".join(attack.norms) if isinstance(attack.norms, tuple) else "its own",
+            door(attack),
+            getattr(attack, "goal", None) or "first",
+            getattr(attack, "cost", "-"),
+        ]
+        lines.append(f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |")
+    return "\n".join(lines)
+
+
 def _models() -> str:
     from .models import names
 

@@ -17,7 +17,7 @@ from .plan import Attack
 ASKED_AGAIN = 4
 """How often a model is asked about the first images again, to see whether it is randomised."""
 
-SAME, ROUNDING = 1e-4, 1e-5
+SAME, WITHIN = 1e-4, 1e-5
 """Of the spread of an image's logits, and of the largest of them: what two answers of one model may differ by. Sums in another order differ
 by less, and a model whose logits are tiny, or far from 0, must not hide its noise."""
 
@@ -102,7 +102,7 @@ def _alike(logits: Logits, others: Logits) -> bool:
     finite = logits.isfinite()
     size = logits.abs().where(finite, 0).amax(1)
     spread = logits.where(finite, -torch.inf).amax(1) - logits.where(finite, torch.inf).amin(1) if logits.shape[1] > 1 else size
-    close = (logits - others).abs() <= (SAME * spread + ROUNDING * size)[:, None]
+    close = (logits - others).abs() <= (SAME * spread + WITHIN * size)[:, None]
     return bool((close | (logits == others) | (logits.isnan() & others.isnan())).all())
 
 

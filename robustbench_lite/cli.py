@@ -13,6 +13,7 @@ from cyclopts import Group, Parameter
 from . import commands
 from .console import application, bars, default_folder, exit_code, finish, formats_of, whole
 from .errors import UsageError
+from .results import Goal, Norm
 
 SHORT_HELP = """robust-eval: accuracy of an image classifier without and under attack. Three commands to try:
 
@@ -75,12 +76,14 @@ def evaluate(
     eps: Annotated[
         list[str] | None, opt(ATTACK, "Radius in [0, 1] pixel units (8/255). Repeat for a curve. Default: the data's.", negative="")
     ] = None,
-    norm: Annotated[Literal["linf", "l2", "l1", "l0", "patch", "handling"] | None, opt(ATTACK, "Default: each attack's first.")] = None,
+    norm: Annotated[Norm | None, opt(ATTACK, "Default: each attack's first.")] = None,
     target: Annotated[str | None, opt(ATTACK, "A class index that images are driven to, least-likely, or a goal (`list goals`).")] = None,
     goal: Annotated[
-        Literal["first", "closest", "full"], opt(ATTACK, "Stop at the first witness, seek the nearest, or use every step.")
-    ] = "first",
+        Goal | None, opt(ATTACK, "Stop at the first witness, seek the nearest, or use every step. Default: each attack's own.")
+    ] = None,
     query_budget: Annotated[int | None, opt(ATTACK, "Forwards and backwards that an attack may spend on an image.")] = None,
+    patience: Annotated[int | None, opt(ATTACK, "Goal closest: leave an image after so many steps that brought it no nearer.")] = None,
+    radii: Annotated[Path | None, opt(ATTACK, "CSV of sample_id and eps: a radius for each image, which --eps then multiplies.")] = None,
     surrogate: Annotated[
         list[str] | None, opt(ATTACK, "Transfer: make the images on this model, and ask --model at the end. Repeat for more.", negative="")
     ] = None,
@@ -156,6 +159,7 @@ def evaluate(
     ]
     asked += [corruption, storage_jpeg, frost_dir] if corruption else []
     asked += [fit_data] if fit_data else []
+    asked += [patience, radii] if patience or radii else []
     asked += [settle, twin, training_data] if doubt or settle else []
     done = "+".join(spec.split(":")[0] for spec in [*(corruption or ()), *(attack or ())]) or "clean"
     folder = out or default_folder(asked, f"{Path(model).name.split(':')[0]}-{done}")
@@ -179,6 +183,8 @@ def evaluate(
             precision=precision,
             prepare=prepare,
             query_budget=query_budget,
+            patience=patience,
+            radii=radii,
             surrogates=surrogate or (),
             eot=eot,
             votes=votes,

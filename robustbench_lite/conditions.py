@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -16,10 +16,10 @@ from .criteria import Among, Binary, Criterion, Misclassified, MultiLabel, Targe
 from .errors import UsageError
 from .goals import goal_of, meant, towards
 from .oracle import WhiteBox, WholeModel
-from .plan import Attack, parts
+from .plan import Attack, boundless, parts
 from .registry import ATTACKS, number
-from .results import Condition, Goal, Kind, eps_text
-from .threat import Ball, ball
+from .results import Condition, Goal, Kind, size_text
+from .threat import BALLS, Ball, ball
 
 LEAST_LIKELY = "least-likely"
 Target = int | str
@@ -51,6 +51,8 @@ class Job:
     parts: Mapping[str, Attack]
     threat: Ball
     target: Target | None
+    searched_as: str | None = None
+    """The condition whose search, for the nearest at any distance, is this one's too."""
 
 
 def job(
@@ -63,10 +65,11 @@ def job(
     goal: Goal = "first",
     source: str = "",
     eot: int | None = None,
+    scaled: bool = False,
 ) -> Job:
     """An attack of one size, under a name that says all of this."""
     name, made = ATTACKS.spec_of(attack), parts(attack, norm)
-    told = [eps_text(size), *([f"target={target}"] if target is not None else []), *([f"from={source}"] if source else [])]
+    told = [size_text(size, scaled), *([f"target={target}"] if target is not None else []), *([f"from={source}"] if source else [])]
     told += [f"eot={eot}"] if eot else []
     condition = Condition(
         f"{name}[{norm},{','.join(told)}]",
@@ -79,8 +82,9 @@ def job(
         source=source or None,
         doors={part: door(each, bool(source)) for part, each in made.items()},
         eot=eot,
+        scaled=scaled,
     )
-    return Job(condition, attack, made, ball(norm, size), target)
+    return Job(condition, attack, made, BALLS[norm](torch.tensor(size)) if scaled else ball(norm, size), target)
 
 
 def door(attack: Attack, transfer: bool = False) -> str:
@@ -99,17 +103,19 @@ def jobs(
     default_eps: Mapping[str, float],
     data: str,
     target: Target | None = None,
-    goal: Goal = "first",
+    goal: Goal | None = None,
     sources: Sequence[str] = (),
     disease: Sequence[int] | None = None,
+    scaled: bool = False,
 ) -> list[Job]:
     """Every attack at every eps, from every source where there are surrogates.
 
     Args:
         sources: names of what a transfer attack is made on; none for attacks on the model itself.
         disease: classes that mean disease in the data, for goals that name none.
-        norm: None takes each attack's first.
+        norm: None takes each attack's first. goal: None takes each attack's own.
         eps: numbers or texts such as `8/255`; None takes the data set's default for the norm.
+        scaled: every image has a size of its own, and eps are multiples of it; None is one.
 
     Raises:
         UsageError: an attack without this norm, an eps that is no size, no default eps for the data, the same condition twice, an
@@ -128,7 +134,7 @@ def jobs(
         if wanted is not None and wanted not in attack.norms:
             raise UsageError(f"{name} has no norm {wanted}: it has {', '.join(attack.norms)}")
         used = wanted or attack.norms[0]
-        usual = {**default_eps, **getattr(attack, "usual_eps", {})}
+        usual = {used: 1.0} if scaled else {**default_eps, **getattr(attack, "usual_eps", {})}
         own = sizes if means is None or means.eps is None else [means.eps]
         if own is None and used not in usual:
             raise UsageError(f"there is no usual eps for {used} on {data}: say how far the attack may go with --eps")
@@ -141,7 +147,9 @@ def jobs(
             aim = getattr(attack, "target", None) if target is None else target
             if disease is not None and isinstance(aim, str) and aim != LEAST_LIKELY:
                 aim = meant(aim, disease)
-            made = job(attack, used, size, target=aim, goal=goal, source=source)
+            sought: Goal = goal if goal is not None else getattr(attack, "goal", "first")
+            made = job(attack, used, size, target=aim, goal=sought, source=source, scaled=scaled)
+            made = replace(made, searched_as=next((other.condition.name for other in planned if _one_search(other, made)), None))
             if any(other.condition.name == made.condition.name for other in planned):
                 raise UsageError(f"{made.condition.name} is asked for twice")
             planned.append(made)
@@ -149,6 +157,13 @@ def jobs(
     if len(aims) > 1:
         raise UsageError(f"these attacks are after different things ({' and '.join(aims)}): run them apart, or say one --target")
     return planned
+
+
+def _one_search(first: Job, other: Job) -> bool:
+    """Whether a search of the whole box for the first says what one for the other would."""
+    shared = ("attack", "norm", "goal", "target", "source")
+    same = all(getattr(first.condition, each) == getattr(other.condition, each) for each in shared)
+    return same and boundless(first.attack, first.condition.goal)
 
 
 def _size(eps: float | str) -> float:
@@ -167,6 +182,8 @@ def _need_one_try(name: str, made: Mapping[str, Attack]) -> None:
     for part in made.values():
         if not issubclass(part.access, WhiteBox) or issubclass(part.access, WholeModel):
             raise UsageError(f"{name} asks the model that it attacks, and not a surrogate: leave --surrogate out, or use pgd, mi, sgm, ...")
+        if getattr(part, "goal", None) == "closest":
+            raise UsageError(f"{name} ends at the boundary of the model that it asks, from where nothing transfers: use pgd, mi, sgm, ...")
         if len(made) > 1 or getattr(part, "restarts", 1) > 1 or getattr(part, "targets", 0):
             raise UsageError(f"{name} makes several images of one, and a transfer attack has one try: use one restart and no targets")
 

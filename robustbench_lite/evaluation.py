@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +23,8 @@ from .labelled import LabelledImages
 from .overlap import overlaps
 from .patients import no_patient_in_both
 from .plan import Attack
+from .radii import digest as digest_of
+from .radii import radii_of
 from .requested import (
     Precision,
     check_numbers,
@@ -35,7 +37,7 @@ from .requested import (
     versions_here,
     wide_images,
 )
-from .results import Condition, Goal, Result
+from .results import Condition, Goal, Result, goals_of
 from .samples import Options
 from .sequences import read_rates
 from .session import Session
@@ -57,13 +59,15 @@ def evaluate(
     eps: float | str | Sequence[float | str] | None = None,
     norm: str | None = None,
     target: Target | None = None,
-    goal: Goal = "first",
+    goal: Goal | None = None,
     limit: int | None = None,
     device: str = "auto",
     batch_size: int | Literal["auto"] = "auto",
     precision: Precision = "fp32",
     prepare: bool = True,
     query_budget: int | None = None,
+    patience: int | None = None,
+    radii: Mapping[str, float] | str | Path | None = None,
     surrogates: Sequence[str | nn.Module] = (),
     eot: int | None = None,
     votes: int = 10,
@@ -102,16 +106,20 @@ def evaluate(
         trained_on: augmentations that the model was trained on, for a warning where they are what the corruptions do; a checkpoint of
             `robust-train` says by itself which defense it has.
         eps: one or several radii, in [0, 1] pixel units (`8/255` as text is fine). None: the usual one of the data set.
-        norm: linf, l2, l1, l0, patch or handling. None: each attack's first.
+        norm: linf, l2, l1, l0, pixels, patch, handling, spatial, colour or flow. None: each attack's first.
         target: a class that every image is driven to, `least-likely`, or a goal such as `upcoding`; images that have this label, or offer
             the attacker nothing, are left out. None: any wrong class.
         goal: `first` stops at an image's first witness; `closest` seeks the nearest; `full` uses every step and keeps the witness of
-            highest margin, which figures on transfer, confidence and calibration need.
+            highest margin, which figures on transfer, confidence and calibration need. None: each attack's own; those that seek the
+            nearest (`fmn`, `ddn`, `hopskipjump`) then search at any distance, and eps says which distances count as broken.
         limit: a seeded, stratified subset of this many images.
         batch_size: images at a time; `auto` guesses, and memory that does not suffice halves it.
         precision: bf16 searches in bfloat16 first and attacks the survivors again in float32, where the processor has it.
         prepare: fold and reorder the model for speed where that is safe; every verdict is settled on the model as given.
         query_budget: forwards and backwards that an attack may spend on an image.
+        patience: under the goal `closest`, an image is left after so many steps that brought its nearest no thousandth nearer. None: never.
+        radii: for every image an eps of its own, by sample id or in a CSV file with the columns sample_id and eps; eps then says how many
+            times that, 1 by default.
         surrogates: models to make the adversarial images on, each alone and all together; the model itself is asked about the last one
             only. `result.transfer` is the matrix of sources and targets.
         eot: answers of a randomised model that an attack averages. None: 20.
@@ -152,6 +160,7 @@ def evaluate(
         storage_jpeg=(storage_jpeg, 1),
         eot=(eot, 1),
         votes=(votes, 1),
+        patience=(patience, 1),
     )
     check_words(goal, precision, batch_size, witnesses, on_bad_image)
     if storage_jpeg is not None and storage_jpeg > 100:
@@ -159,6 +168,8 @@ def evaluate(
     classifier = classifier_of(model)
     others = surrogates_of(surrogates, classifier, query_budget)
     goal = "full" if others else goal
+    if radii is not None and (doubt or settle):
+        raise UsageError("doubts are tried in balls of one size: leave --radii or --doubt out")
     if keep_outputs and goal != "full":
         raise UsageError("outputs are kept of attacks that use every step: add goal='full', or AUROC and confidences would flatter")
     doubt = doubt or settle
@@ -199,7 +210,12 @@ def evaluate(
         goal=goal,
         sources=list(sources(others)),
         disease=images.disease,
+        scaled=radii is not None,
     )
+    if radii is not None and any(learns(job) for job in planned):
+        raise UsageError("what an attack learns is made for one size and all images: leave --radii out, or the attack")
+    own_radii = None if radii is None else radii_of(radii, images.ids)
+    goals = goals_of(job.condition for job in planned)
     aim = planned[0].target if planned else target
     learn_from = (
         None if fit_data is None or not any(learns(job) for job in planned) else images_of(fit_data, classifier.preprocess, None, seed)
@@ -214,7 +230,6 @@ def evaluate(
     where = local.pick_device(device)
     bf16 = precision == "bf16" and local.bfloat16_here(where)
     options = Options(
-        goal=goal,
         seed=seed,
         shuffle_seed=shuffle_seed,
         device=where,
@@ -228,6 +243,8 @@ def evaluate(
         votes=votes,
         storage_jpeg=storage_jpeg,
         outputs=keep_outputs,
+        patience=patience,
+        radii=own_radii,
     )
     conditions = [
         *([Condition("clean", "clean")] if images.has_clean else []),
@@ -243,7 +260,7 @@ def evaluate(
         "model": digest,
         "data": images.digest,
         "conditions": [c.name for c in conditions],
-        "goal": goal,
+        "goal": goals,
         "seed": seed,
         "precision": "bf16" if bf16 else "fp32",
         "query_budget": query_budget,
@@ -256,6 +273,8 @@ def evaluate(
         "training": None if training is None else training.digest,
         "fit_data": None if learn_from is None else learn_from.digest,
         "outputs": keep_outputs,
+        "patience": patience,
+        "radii": None if own_radii is None else digest_of(own_radii),
     }
     config: dict[str, Any] = {
         "identity": identity,
@@ -283,7 +302,7 @@ def evaluate(
         "norm": sorted({str(job.condition.norm) for job in planned}),
         "eps": sorted({float(job.condition.eps or 0) for job in planned}),
         "target": aim,
-        "goal": goal,
+        "goal": goals,
         "seed": seed,
         "precision": identity["precision"],
         "query_budget": query_budget,

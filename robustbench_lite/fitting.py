@@ -23,6 +23,7 @@ from .labelled import LabelledImages, label_tensor
 from .passes import Passes
 from .rows import Rows
 from .streams import Streams
+from .threat import Ball
 
 if TYPE_CHECKING:
     from .store import Store
@@ -45,6 +46,7 @@ class Lesson:
     Args:
         passes: how it is asked.
         images: none that the attack is judged on.
+        threat: what the attacker may do to an image.
         target: what the attacker wants; images that offer him nothing are not among those of `batches`.
         key: of the random draws, beside the seed.
         batch_size: images at a time.
@@ -52,6 +54,7 @@ class Lesson:
 
     passes: Passes
     images: LabelledImages
+    threat: Ball
     target: Target | None
     device: torch.device
     seed: int

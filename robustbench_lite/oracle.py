@@ -11,7 +11,8 @@ An attack names the door it needs (`access = Scores`) and is handed exactly that
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -123,6 +124,13 @@ class Labels:
             return torch.stack([self.criterion.predict(logits) for logits in self._ask(x).unbind(1)], 1)
         return self.criterion.predict(self._ask(x))
 
+    def broken(self, x: Images) -> Tensor:
+        """(B,) whether x meets the criterion: all that a decision tells. (B, Q) for Q queries a row, x (B, Q, C, H, W)."""
+        logits = self._ask(x)
+        if x.dim() == 5:
+            return torch.stack([self.criterion.margin(each) > 0 for each in logits.unbind(1)], 1)
+        return self.criterion.margin(logits) > 0
+
     def ask(self, x: Images, passes: Passes) -> None:
         """Judge x by a model of the scheduler's and tell nothing."""
         self._judge(x, passes.logits(x), forwards=passes.draws)
@@ -137,6 +145,14 @@ class Labels:
 
     def join(self, other: Self) -> Self:
         return type(self)(self._passes, self._case.join(other._case), self.ledger.join(other.ledger), self._goal, self._budget)
+
+    @contextmanager
+    def among(self, rows: Tensor) -> Iterator[Self]:
+        """The same door for some of the rows, by their numbers: the others are asked nothing and pay nothing."""
+        some = self.take(rows)
+        yield some
+        self.ledger.put(rows, some.ledger)
+        self.judged |= some.judged
 
     def spent(self) -> Tensor:
         """(B,) whether the row's budget is used up."""

@@ -1,9 +1,9 @@
-"""Where a patch lies in an image, and how it gets there: square windows, the discs in them, and pictures that are turned and shrunk."""
+"""Where a patch lies in an image, and how it gets there: square windows, discs and squares in them, pictures turned and shrunk."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
@@ -12,6 +12,8 @@ from torch.nn import functional
 from .classifier import Images
 from .rows import Rows
 from .streams import Streams
+
+Shape = Literal["disc", "square"]
 
 
 @dataclass(frozen=True)
@@ -52,18 +54,22 @@ class Window(Rows):
         return (rows - self.top[:, None])[:, :, None], (columns - self.left[:, None])[:, None, :]
 
 
-def pasted(x: Images, patches: Images, window: Window, angle: Tensor) -> Images:
-    """The images with discs of other pictures in them; outside the discs they are what they were, bit by bit.
+def pasted(x: Images, patches: Images, window: Window, angle: Tensor, shape: Shape = "disc") -> Images:
+    """The images with discs or squares of other pictures in them; outside of these they are what they were, bit by bit.
 
     Args:
         patches: (B, C, S, S), shrunk or enlarged (bilinear) to the window. The result is differentiable in them.
         angle: (B,) radians, by which they are turned.
+        shape: a square that is turned is as large as fits the window, so that nothing of it is cut off.
     """
     down, right = window.from_centre(x)
     cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]
     grid = torch.stack([cos * right - sin * down, sin * right + cos * down], -1)
+    if shape == "square":
+        grid = grid * (cos.abs() + sin.abs())[..., None]
+    inside = window.disc(x) if shape == "disc" else (grid.abs().amax(-1) <= 1)[:, None]
     picture = functional.grid_sample(patches, grid.to(patches.dtype), mode="bilinear", padding_mode="border", align_corners=False)
-    return torch.where(window.disc(x), picture, x)
+    return torch.where(inside, picture, x)
 
 
 def centre_square(x: Images) -> Images:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol, Self
 
@@ -17,22 +18,25 @@ from .passes import Passes
 from .results import Goal
 from .rows import Rows
 from .streams import Streams
-from .threat import Ball
+from .threat import Ball, sized
 
 
 @dataclass(frozen=True)
 class State(Rows):
     """What an attack remembers between two steps; attacks add fields. Every field is a tensor with the row first.
 
-    x: (B, C, H, W) the current images. t: (B,) steps done: the rows of one batch may be at different steps.
+    x: (B, C, H, W) the current images. t: (B,) steps done: the rows of one batch may be at different steps. done: (B,) bool, rows that
+    have nothing left to do before their steps are used up.
     """
 
     x: Images
     t: Tensor
+    done: Tensor
 
     @classmethod
     def at(cls, x: Images, **more: Tensor) -> Self:
-        return cls(x=x, t=torch.zeros(len(x), dtype=torch.long, device=x.device), **more)
+        t = torch.zeros(len(x), dtype=torch.long, device=x.device)
+        return cls(x=x, t=t, done=torch.zeros_like(t, dtype=torch.bool), **more)
 
     def moved(self, x: Images, **more: Tensor) -> Self:
         """One step on, at x."""
@@ -43,6 +47,8 @@ class Attack(Protocol):
     """A frozen dataclass whose fields are its hyper-parameters. It may also have
 
     - `restarts`, `targets`: how many of each to try, one lane each;
+    - `goal = "closest"`: it looks for the nearest broken image, wherever that is. Unless the run asks for another goal, it searches the
+      whole box, and eps only says which distances count as broken;
     - `hooks(model, probe)`: a context in which the gradients are other than the model's own; probe (1, C, H, W) is to trace it with.
 
     What is registered may be several attacks in turn, or another one for every norm: then it has `parts(norm)` and no steps of its own.
@@ -65,11 +71,16 @@ class Subject:
     criterion: Criterion
     logits: Logits
     spent: int = 0  # of its query budget, in an earlier search
+    scale: float | None = None  # of its own ball, as a multiple of the plan's eps; None: as the plan says
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What came of one image: `image` (C, H, W) is the witness where broken, else the image of highest margin, with its logits (K,)."""
+    """What came of one image: `image` (C, H, W) is the witness where broken, else the image of highest margin, with its logits (K,).
+
+    Under the goal `closest`, it is the nearest image that meets the criterion, where there is one, in the ball or not; `approach` says
+    after how many passes which distance was reached, in steps of a twentieth and the last.
+    """
 
     id: str
     broken: bool | None
@@ -85,6 +96,12 @@ class Finding:
     backwards: int
     reduced: bool = False  # the search ran in reduced precision
     gradient: float | None = None  # the largest absolute value in the gradients that the search saw
+    approach: Sequence[tuple[int, float]] = ()
+
+    @property
+    def met(self) -> bool:
+        """An image that meets the criterion was found, in the ball or, by a search that goes further, beyond it."""
+        return bool(self.broken or self.approach)
 
     @property
     def flat(self) -> bool:
@@ -95,10 +112,15 @@ class Finding:
         """The better of two lanes of one image, with the cost of both."""
 
         def rank(f: Finding) -> tuple[bool, bool, float]:
-            return bool(f.broken), f.broken is None, (-f.distance if f.broken and goal == "closest" else f.margin)
+            return f.met, f.broken is None, (-f.distance if f.met and goal == "closest" else f.margin)
 
         first, second = sorted((self, other), key=rank)
-        return second.after(first)
+        return replace(second.after(first), approach=self._approach_with(other))
+
+    def _approach_with(self, later: Finding) -> Sequence[tuple[int, float]]:
+        """Of two lanes, the second after the first."""
+        spent, nearest = self.forwards + self.backwards, min((distance for _, distance in self.approach), default=math.inf)
+        return (*self.approach, *((spent + passes, distance) for passes, distance in later.approach if distance < nearest))
 
     def after(self, earlier: Finding) -> Finding:
         """This finding, with the cost of an earlier search added."""
@@ -119,6 +141,7 @@ class Plan:
         search: the model that the attack asks, perhaps prepared; a surrogate where `transfer`.
         judge: the model as it was given, in float32: it settles every witness.
         side_by_side: where no image waits, fill the batch with further lanes of the images in it. Pays on an accelerator.
+        patience: goal `closest`: an image leaves after so many steps without its nearest coming a thousandth nearer; None: never.
         random: the model draws random numbers of its own; its draws are then fixed by seed, condition and step.
         transfer: the model attacked is only asked about the last image of every lane.
     """
@@ -131,6 +154,7 @@ class Plan:
     goal: Goal = "first"
     seed: int = 0
     budget: int | None = None
+    patience: int | None = None
     side_by_side: bool = False
     random: bool = False
     transfer: bool = False
@@ -139,12 +163,32 @@ class Plan:
     def door(self) -> type[Labels]:
         return Surrogate if self.transfer else self.attack.access
 
+    @property
+    def boundless(self) -> bool:
+        """Whether the attack searches the whole box: it seeks the nearest, and is asked for it."""
+        return boundless(self.attack, self.goal)
+
+    def ball(self, subjects: Sequence[Subject]) -> Ball:
+        """What counts as broken: the threat, or each image's own where they have some."""
+        if subjects[0].scale is None:
+            return self.threat
+        return sized(self.threat, torch.tensor([subject.scale for subject in subjects], device=self.threat.eps.device))
+
+    def searched(self, subjects: Sequence[Subject]) -> Ball:
+        """Where the attack may look."""
+        return replace(self.threat, eps=torch.full_like(self.threat.eps, torch.inf)) if self.boundless else self.ball(subjects)
+
     def targets(self, subject: Subject) -> int:
         """How many targets are tried, 1 for an attack without: there are no more than the criterion has."""
         return max(1, min(getattr(self.attack, "targets", 0), len(subject.criterion.aims(subject.logits))))
 
     def lanes(self, subject: Subject) -> int:
         return int(getattr(self.attack, "restarts", 1)) * self.targets(subject)
+
+
+def boundless(attack: Any, goal: Goal) -> bool:
+    """Whether an attack searches the whole box under a goal: it seeks the nearest, and is asked for it."""
+    return goal == "closest" and getattr(attack, "goal", None) == "closest"
 
 
 def parts(attack: Any, norm: str) -> Mapping[str, Attack]:

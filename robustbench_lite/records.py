@@ -16,7 +16,7 @@ from .matrix import TransferVerdict
 from .results import VERDICT_FIELDS, Condition, Result, Verdict, Witness, worst_case
 from .sequences import SequenceVerdict
 
-JSON_FIELDS = {"label", "clean_prediction", "prediction", "stages", "outputs"}  # a class or one 0/1 per finding; a mapping
+JSON_FIELDS = {"label", "clean_prediction", "prediction", "stages", "outputs", "approach"}  # a class or one 0/1 per finding; a mapping
 TRANSFER_FIELDS = tuple(f.name for f in fields(TransferVerdict))
 SEQUENCE_FIELDS = tuple(f.name for f in fields(SequenceVerdict))
 

@@ -75,14 +75,14 @@ def check_numbers(**least: tuple[object, int]) -> None:
 
 def check_words(goal: object, precision: object, batch_size: object, witnesses: object, on_bad_image: object) -> None:
     for name, value, words in (
-        ("goal", goal, get_args(Goal)),
+        ("goal", goal, (*get_args(Goal), None)),
         ("precision", precision, get_args(Precision)),
         ("batch size", batch_size, ("auto",)),
         ("number of witnesses", witnesses, ("all", "none")),
         ("way with bad images", on_bad_image, ("fail", "undecided")),
     ):
         if not isinstance(value, int) and value not in words:
-            raise UsageError(f"the {name} must be {' or '.join(words)}, got {value!r}")
+            raise UsageError(f"the {name} must be {' or '.join(filter(None, words))}, got {value!r}")
 
 
 def make_folder(folder: Path) -> None:

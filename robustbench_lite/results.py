@@ -23,8 +23,12 @@ if TYPE_CHECKING:
 
 Kind = Literal["clean", "attack", "corruption", "sequence", "worst", "doubt", "certified", "shift"]
 Goal = Literal["first", "closest", "full"]
+Norm = Literal["linf", "l2", "l1", "l0", "pixels", "patch", "handling", "spatial", "colour", "flow"]
 NOTHING_TO_GAIN = "it offers the attacker nothing"
 LEARNT_FROM = "the attack learnt from it"
+NOWHERE = "nothing was found at any distance"
+WITHIN = 1e-5
+"""Relative slack of a ball: float32 sums over an image's pixels are good to about this."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,8 @@ class Condition:
     `name` is unique in a run: `clean`, `pgd[linf,4/255]`, `worst[linf,4/255]`, `fog[3]`. `attack` is the spec that configured it, `source`
     the surrogate that a transfer attack was made on, `corruption` what a `severity` belongs to. `doors` says what each part of the attack
     was let see, as part -> door. A `doubt` is an attack that was tried on the images which those that were asked for had left; `eot` is
-    how many answers of a randomised model it averages, where that is not as the run does.
+    how many answers of a randomised model it averages, where that is not as the run does. Where every image has a ball of its own size, eps
+    is in multiples of that (`scaled`).
     """
 
     name: str
@@ -49,6 +54,7 @@ class Condition:
     corruption: str | None = None
     doors: Mapping[str, str] = field(default_factory=dict, hash=False)
     eot: int | None = None
+    scaled: bool = False
 
 
 @dataclass(frozen=True, slots=True)  # there are millions of them
@@ -63,6 +69,10 @@ class Verdict:
     attack, `nll` is the negative logarithm of the label's probability and `brier` the sum over classes of (probability - truth) squared;
     None where a label is not one class. `gradient` is the largest absolute value in the gradients that the attack followed, None where it
     followed none. `outputs` are the model's, of the image that `prediction` belongs to, where they were asked for (`keep_outputs`).
+
+    Under the goal `closest`, `approach` holds after how many passes (forward and backward) which distance was reached, as [passes,
+    distance] pairs in steps of a twentieth; the last is the nearest image that was found. `distance`, `prediction` and `witness` belong to
+    it even where it lies outside the ball, so that the image is not `broken` at this eps. `radius` is the image's own eps where it has one.
     """
 
     sample_id: str
@@ -89,6 +99,15 @@ class Verdict:
     brier: float | None = None
     gradient: float | None = None
     outputs: Sequence[float] | None = None
+    approach: Sequence[Sequence[float]] = field(default_factory=list)
+    radius: float | None = None
+
+    @property
+    def nearest(self) -> float:
+        """How far the nearest image lies that is known to be broken: 0 without an attack, infinite where none is known."""
+        if self.broken_by == "clean":
+            return 0.0
+        return self.distance if self.broken or self.approach else math.inf
 
 
 VERDICT_FIELDS = tuple(f.name for f in fields(Verdict))
@@ -102,6 +121,11 @@ class Witness:
     adversarial: Tensor
 
 
+def goals_of(conditions: Iterable[Condition]) -> str:
+    """Of a run's attacks, `first` where there are none; `closest+first` where they have several."""
+    return "+".join(sorted({c.goal for c in conditions if c.kind == "attack"})) or "first"
+
+
 def eps_text(eps: float) -> str:
     """The plain number where it is short (0.15), else `4/255` where eps is a multiple of a half 255th."""
     plain, parts = f"{eps:g}", round(eps * 255 * 2) / 2
@@ -110,9 +134,14 @@ def eps_text(eps: float) -> str:
     return plain
 
 
+def size_text(eps: float, scaled: bool) -> str:
+    """An eps, or so many times each image's own."""
+    return f"{eps:g}x" if scaled else eps_text(eps)
+
+
 def worst_case(conditions: Sequence[Condition], verdicts: Iterable[Verdict]) -> tuple[list[Condition], list[Verdict]]:
-    """Per norm and eps, a `worst[norm,eps]` condition: an image is broken when any attack of that size broke it, or any of a smaller size
-    in that norm; doubts count as attacks.
+    """Per norm and eps, a `worst[norm,eps]` condition: an image is broken when any attack of that size broke it, or when one of another
+    size in that norm found a broken image that is as near; doubts count as attacks. Its nearest is that of all.
 
     An image that no attack broke and some attack left undecided is undecided. In an unfinished run, images that some attack has yet to
     try are left out: they must not look better than they will be.
@@ -120,34 +149,48 @@ def worst_case(conditions: Sequence[Condition], verdicts: Iterable[Verdict]) -> 
     attacks = {c.name: c for c in conditions if c.kind == "attack"}
     searched = {c.name: c for c in conditions if c.kind in ("attack", "doubt")}
     aim = next((f",target={c.target}" for c in attacks.values() if c.target is not None), "")  # one for the whole run
-    balls = dict.fromkeys((c.norm, c.eps) for c in attacks.values())
-    tries: dict[tuple[str | None, float | None], dict[str, list[Verdict]]] = {}
+    balls = dict.fromkeys((c.norm, c.eps, c.scaled) for c in attacks.values())
+    tries: dict[str | None, dict[str, list[Verdict]]] = {}
     for v in verdicts:
         if v.condition in searched:
-            c = searched[v.condition]
-            tries.setdefault((c.norm, c.eps), {}).setdefault(v.sample_id, []).append(v)
+            tries.setdefault(searched[v.condition].norm, {}).setdefault(v.sample_id, []).append(v)
     worst_conditions, worst_verdicts = [], []
-    for norm, eps in balls:
-        name = f"worst[{norm},{eps_text(eps or 0)}{aim}]"
-        asked = sum((c.norm, c.eps) == (norm, eps) for c in attacks.values())
-        smaller = [found for (other, size), found in tries.items() if other == norm and (size or 0) < (eps or 0)]
-        done = {key: rows for key, rows in tries.get((norm, eps), {}).items() if sum(v.condition in attacks for v in rows) == asked}
-        if done:
-            worst_conditions.append(Condition(name, "worst", norm=norm, eps=eps))
-        for key, rows in done.items():
-            within = [v for found in smaller for v in found.get(key, ()) if v.broken]
-            first = next((v for v in [*rows, *within] if v.broken), None) or next((v for v in rows if v.broken is None), rows[0])
-            worst_verdicts.append(
-                replace(
-                    first,
-                    condition=name,
-                    forwards=sum(v.forwards for v in rows),
-                    backwards=sum(v.backwards for v in rows),
-                    steps=sum(v.steps for v in rows),
-                    stages={},
-                )
-            )
+    for norm, eps, scaled in balls:
+        asked = {c.name for c in attacks.values() if (c.norm, c.eps) == (norm, eps)}
+        of_size = {c.name for c in searched.values() if (c.norm, c.eps) == (norm, eps)}
+        goal: Goal = "closest" if any(attacks[name].goal == "closest" for name in asked) else "first"
+        worst = Condition(f"worst[{norm},{size_text(eps or 0, scaled)}{aim}]", "worst", norm=norm, eps=eps, goal=goal, scaled=scaled)
+        found = []
+        for known in tries.get(norm, {}).values():
+            rows = [v for v in known if v.condition in of_size]
+            if sum(v.condition in asked for v in rows) == len(asked):
+                found.append(_worst_of(rows, known, float(eps or 0), worst))
+        if found:
+            worst_conditions.append(worst)
+            worst_verdicts += found
     return worst_conditions, worst_verdicts
+
+
+def _worst_of(rows: Sequence[Verdict], known: Sequence[Verdict], eps: float, condition: Condition) -> Verdict:
+    """What is known of one image at one size.
+
+    Args:
+        rows: of the attacks of that size. known: of all sizes in the norm.
+    """
+    reach = (rows[0].radius or eps) * (1 + WITHIN)
+    broken = next((v for v in rows if v.broken), None) or next((replace(v, broken=True) for v in known if v.nearest <= reach), None)
+    first = broken or next((v for v in rows if v.broken is None), rows[0])
+    if condition.goal == "closest" and (nearest := min(known, key=lambda v: v.nearest)).nearest < first.nearest:
+        shown = ("distance", "prediction", "confidence", "approach", "broken_by", "restart", "precision", "witness")
+        first = replace(first, **{name: getattr(nearest, name) for name in shown}, broken=nearest.nearest <= reach or first.broken)
+    return replace(
+        first,
+        condition=condition.name,
+        forwards=sum(v.forwards for v in rows),
+        backwards=sum(v.backwards for v in rows),
+        steps=sum(v.steps for v in rows),
+        stages={},
+    )
 
 
 @dataclass(frozen=True)
@@ -203,7 +246,7 @@ def table_row(
     of the initially correct images that were broken. A corrupted image is judged by itself, for a corruption may also mend one:
     `right_when_clean` says which were correct before. `mean_forwards` and `mean_backwards` are over the images that were attacked,
     that is, all but those that met the criterion when clean; on the clean row, over all. `median_distance` is given under the goal
-    `closest` only, images that were not broken counting as infinitely far.
+    `closest` only, over all n: images without a known broken one count as infinitely far, those that were wrong already as 0.
 
     Raises:
         ValueError: there are no verdicts; an empty evaluation has no accuracy.
@@ -221,7 +264,6 @@ def table_row(
     fallen = broken - wrong_when_clean
     if condition.kind == "corruption":
         attackable, fallen = (sum(v.sample_id in right_when_clean for v in some) for some in (verdicts, [v for v in verdicts if v.broken]))
-    distances = [v.distance if v.broken else math.inf for v in verdicts]
     return {
         "model": model, "data": data, "condition": condition.name, "kind": condition.kind, "norm": condition.norm,
         "eps": condition.eps, "severity": condition.severity, "n": n, "correct": correct, "accuracy": correct / n,
@@ -232,7 +274,7 @@ def table_row(
         "search": "+".join(sorted({v.precision for v in verdicts})),
         "success_all": None if condition.kind == "clean" else broken / n,
         "success_correct": None if condition.kind == "clean" or not attackable else fallen / attackable,
-        "median_distance": statistics.median(distances) if condition.goal == "closest" else None,
+        "median_distance": statistics.median(v.nearest for v in verdicts) if condition.goal == "closest" else None,
     }  # fmt: skip
 
 

@@ -33,6 +33,13 @@ class Rows(_Record):
         records = (self, *others)
         return replace(self, **{f.name: _join([getattr(r, f.name) for r in records]) for f in fields(self) if f.init})
 
+    def put(self, rows: Tensor, other: Self) -> None:
+        """Overwrite these rows, by their numbers, with those of another record; for records that may change."""
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, Tensor) and value.dim():
+                value[rows] = getattr(other, f.name)
+
     def to(self, device: torch.device) -> Self:
         """The record on another device."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.init}

@@ -18,7 +18,7 @@ from .errors import DataError, RunMismatch
 from .judge import Judge
 from .labelled import LabelledImages, label_tensor
 from .oracle import BAD_LOGITS, TROUBLE
-from .results import Goal, Verdict
+from .results import Verdict
 from .store import Store
 from .witnesses import image_digest
 
@@ -27,7 +27,6 @@ from .witnesses import image_digest
 class Options:
     """How a run is made; see `evaluate` for what they mean."""
 
-    goal: Goal
     seed: int
     shuffle_seed: int
     device: torch.device
@@ -41,6 +40,8 @@ class Options:
     votes: int
     storage_jpeg: int | None = None
     outputs: bool = False
+    patience: int | None = None
+    radii: Mapping[str, float] | None = None
 
 
 Said = tuple[Any, float]

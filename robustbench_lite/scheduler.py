@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -19,6 +19,12 @@ from .oracle import FINE, TROUBLE, Case, Labels, Ledger
 from .plan import Finding, Plan, State, Subject
 from .rows import Rows, Selection
 from .streams import Streams, seeded
+
+COARSENESS = 0.95
+"""An image's approach is told in steps of a twentieth of its distance."""
+
+NOTICEABLY = 0.999
+"""A nearest image that came less than a thousandth nearer has not come nearer, to one's patience."""
 
 
 @dataclass
@@ -42,6 +48,13 @@ class Lane:
     account: Account
     restart: int
     rank: int  # of the target among the criterion's aims
+    approach: list[tuple[int, float]] = field(default_factory=list)  # passes and distance, under the goal `closest`
+
+    def came_nearer(self, passes: int, distance: float) -> None:
+        """Keep the last distance, and before it those that are a twentieth apart."""
+        if len(self.approach) > 1 and self.approach[-1][1] > COARSENESS * self.approach[-2][1]:
+            self.approach.pop()
+        self.approach.append((passes, distance))
 
     @property
     def key(self) -> tuple[str, int]:
@@ -56,13 +69,24 @@ class Lane:
 
 @dataclass(frozen=True)
 class Held(Rows):
-    """The settled witness of each row, where `found`."""
+    """The settled witness of each row, where `found`.
+
+    Under the goal `closest`, `mark` is its distance when it last came noticeably nearer, and `still` the steps since.
+    """
 
     found: Tensor
     x: Images
     logits: Logits
     margin: Tensor
     distance: Tensor
+    mark: Tensor
+    still: Tensor
+
+    def waited(self) -> Held:
+        """A step later."""
+        nearer = self.distance < NOTICEABLY * self.mark
+        still = torch.where(nearer, 0, self.still + 1)
+        return replace(self, mark=torch.where(self.found & nearer, self.distance, self.mark), still=torch.where(self.found, still, 0))
 
 
 @dataclass
@@ -86,12 +110,13 @@ class Batch:
         spent = torch.tensor([lane.account.spent for lane in lanes], device=device)
         criterion = first.join(*rest)
         aim = criterion.aimed(target.clamp(min=0)) if getattr(plan.attack, "targets", 0) and criterion.aimable else criterion
-        case = Case(origin, plan.threat, criterion, aim, target, spent)
+        case = Case(origin, plan.searched(subjects), criterion, aim, target, spent)
         oracle = plan.door(plan.search, case, Ledger.opened(origin, logits), plan.goal, plan.budget)
         state = plan.attack.start(oracle, Streams(plan.seed, plan.condition, [lane.key for lane in lanes], None, device))
         ledger = oracle.ledger
         found = torch.zeros(len(lanes), dtype=torch.bool, device=device)
-        held = Held(found, origin.clone(), logits.clone(), ledger.margin.clone(), ledger.distance.clone())
+        far = torch.full_like(ledger.distance, torch.inf)
+        held = Held(found, origin.clone(), logits.clone(), ledger.margin.clone(), ledger.distance.clone(), far, state.t.clone())
         batch = cls(plan, lanes, oracle, state, held)
         batch.settle()
         return batch
@@ -103,6 +128,8 @@ class Batch:
         self.state = plan.attack.step(oracle, self.state, draw)
         oracle.look(self.state.x)
         self.settle()
+        if plan.patience is not None:
+            self.held = self.held.waited()
 
     def settle(self, everything: bool = False) -> None:
         """Ask the model as given, in a fresh forward, about new witnesses; what does not hold is forgotten and the search goes on.
@@ -132,15 +159,20 @@ class Batch:
         held.found[good] = True
         held.x[good], held.logits[good] = ledger.best[good], ledger.logits[good]
         held.margin[good], held.distance[good] = ledger.margin[good], ledger.distance[good]
+        if self.plan.goal == "closest":
+            for row in good.tolist():
+                self.lanes[row].came_nearer(int(ledger.forwards[row] + ledger.backwards[row]), float(held.distance[row]))
         # what did not hold, or is less than it seemed, must not displace what was settled before
         ledger.best[back], ledger.logits[back] = held.x[back], held.logits[back]
         ledger.margin[back], ledger.distance[back] = held.margin[back], held.distance[back]
 
     def finished(self) -> Tensor:
         """(B,) lanes that have nothing left to do."""
-        over = (self.state.t >= self.plan.attack.steps) | (self.oracle.ledger.trouble != FINE) | self.oracle.spent()
+        over = (self.state.t >= self.plan.attack.steps) | self.state.done | (self.oracle.ledger.trouble != FINE) | self.oracle.spent()
         if self.plan.goal == "first":
             over = over | self.held.found
+        if self.plan.patience is not None:
+            over = over | (self.held.still >= self.plan.patience)
         return over | self.cancelled() if any(lane.account.closed for lane in self.lanes) else over
 
     def cancelled(self) -> Tensor:
@@ -172,8 +204,9 @@ class Batch:
     def findings(self) -> Iterator[tuple[Lane, Finding]]:
         ledger, held = self.oracle.ledger, self.held
         for row, lane in enumerate(self.lanes):
-            broken, trouble = bool(held.found[row]), int(ledger.trouble[row])
-            source, image = (held, held.x) if broken else (ledger, ledger.best)
+            met, trouble = bool(held.found[row]), int(ledger.trouble[row])
+            source, image = (held, held.x) if met else (ledger, ledger.best)
+            broken = met and bool((held.distance[row] <= self.plan.ball([lane.account.subject]).reach).all())
             target = int(self.oracle.target[row])
             yield (
                 lane,
@@ -192,6 +225,7 @@ class Batch:
                     backwards=int(ledger.backwards[row]),
                     reduced=self.plan.search.reduced is not None,
                     gradient=float(ledger.slope[row]) if int(ledger.backwards[row]) else None,
+                    approach=tuple(lane.approach),
                 ),
             )
 

@@ -279,7 +279,9 @@ class Session:
             used -= {key for key in used if key in answers and answers[key].unusable} | self.store.decided(name)
             images = images.take([row for row, key in enumerate(images.ids) if key in used])
         found = self.from_others[job.condition.source].ways if job.condition.source else self.ways
-        lesson = partial(Lesson, found.plain, images, job.target, self.options.device, self.options.seed, batch_size=self.batches.size)
+        lesson = partial(
+            Lesson, found.plain, images, job.threat, job.target, self.options.device, self.options.seed, batch_size=self.batches.size
+        )
         self.store.leave_out(name, used, LEARNT_FROM)
         if used:
             self.notes.append(f"{name} learnt from {len(used)} of the images, which are left out of its row and of the worst case")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
@@ -15,16 +15,13 @@ from .classifier import Images
 from .criteria import Criterion, MultiLabel
 from .errors import UsageError
 from .oracle import Labels
-from .pasting import Window, pasted
+from .pasting import Shape, Window, pasted
 from .plan import State
 from .streams import Streams
 from .threat import Patch
 
 if TYPE_CHECKING:
     from .fitting import Lesson
-
-TURN = math.radians(22.5)
-"""The most that a patch is turned by, to either side (Brown et al. 2017)."""
 
 
 def serves(criterion: Criterion, outputs: int) -> Tensor:
@@ -51,9 +48,9 @@ def most_wanted(lesson: Lesson, at_most: int) -> list[int]:
     return sorted(sorted(count, key=lambda each: (-count[each], each))[:at_most])
 
 
-def turned(draw: Streams, stream: str) -> Tensor:
-    """(B,) radians, at random."""
-    return draw.uniform(stream, 1, low=-TURN, high=TURN)[:, 0]
+def turned(draw: Streams, stream: str, most: float) -> Tensor:
+    """(B,) radians, at random, to either side at most so many degrees."""
+    return draw.uniform(stream, 1, low=-math.radians(most), high=math.radians(most))[:, 0]
 
 
 @dataclass(frozen=True)
@@ -63,6 +60,7 @@ class Stamps:
     Args:
         access: what making the patches took.
         restarts: places that are tried on an image.
+        shape, turn: what is cut out of them, and by how many degrees that is turned at most.
         patches: (M, C, S, S). classes: (M,) what each is for. worth: (M,) how well it did while it was made.
     """
 
@@ -71,13 +69,15 @@ class Stamps:
 
     access: type[Labels]
     restarts: int
+    shape: Shape
+    turn: float
     patches: Images
     classes: Tensor
     worth: Tensor
 
     @classmethod
-    def of(cls, access: type[Labels], restarts: int, learnt: Mapping[str, Tensor]) -> Self:
-        return cls(access, restarts, learnt["patches"], learnt["classes"], learnt["worth"])
+    def of(cls, access: type[Labels], restarts: int, shape: Shape, turn: float, learnt: Mapping[str, Tensor]) -> Self:
+        return cls(access, restarts, shape, turn, learnt["patches"], learnt["classes"], learnt["worth"])
 
     def start(self, oracle: Labels, draw: Streams) -> State:
         """The images with their patches: nothing is left to be done.
@@ -95,7 +95,8 @@ class Stamps:
         # where none was made for what is wanted of an image, any is better than none
         best = torch.where(useful, 1 + self.worth, self.worth - self.worth.amax()).argmax(1)
         window = Window.drawn(origin, threat.side(origin), draw, "place")
-        return State.at(pasted(origin, self.patches[best].to(origin), window, turned(draw, "turn")))
+        made = State.at(pasted(origin, self.patches[best].to(origin), window, turned(draw, "turn", self.turn), self.shape))
+        return replace(made, done=~made.done)  # so that the image is asked about once, as the last one
 
     def step(self, oracle: Labels, state: State, draw: Streams) -> State:
         return state.moved(state.x)

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Set
 
-from .diagnostics import Evidence
+from .diagnostics import Counter, Evidence
+from .errors import RobustEvalError
+from .registry import ATTACKS
 from .results import Condition
 
 LUCK = 0.02
 """Share of the images that two good attacks may well differ by, each having random draws of its own."""
 
+SEARCHES = {"linf": "square", "l2": "square", "l1": "square", "pixels": "sparse-rs"}
+"""The random search on scores in a norm; there is none in the other norms."""
+
 
 def tells(count: int, of: int) -> bool:
     """Whether so many of these images are more than luck: two or more, and more than `LUCK` of them."""
     return count >= 2 and count > LUCK * of
+
+
+def searches(norm: str, queries: int | None = None) -> tuple[Counter, ...]:
+    """What tells whether gradients mislead: the random search, of so many queries or its usual ones; empty where a norm has none."""
+    return (Counter(SEARCHES[norm] + (f":queries={queries}" if queries else "")),) if norm in SEARCHES else ()
 
 
 def doubted(evidence: Evidence, norm: str, eps: float) -> tuple[str, ...]:
@@ -41,6 +52,16 @@ def left_by_gradients(evidence: Evidence, climbing: Iterable[Condition]) -> Set[
     """Ids of the images that stood everything in these attacks that follows gradients; what broke one later in a cascade did without."""
     left = [{v.sample_id for v in evidence.verdicts(c) if v.broken is False or (v.broken and evidence.blind(c, v))} for c in climbing]
     return set.intersection(*left) if left else set()
+
+
+def exhausted(evidence: Evidence, condition: Condition) -> Set[str]:
+    """Ids of the images of which an attack has asked about every member of its threat, a finite list."""
+    try:
+        attack = ATTACKS.build(str(condition.attack))
+    except RobustEvalError:  # of a package that is not installed where the run is read
+        return set()
+    whole = attack.steps if getattr(attack, "exhausts", False) else math.inf
+    return {v.sample_id for v in evidence.verdicts(condition) if v.steps >= whole}
 
 
 def base(condition: Condition) -> str:

@@ -3,92 +3,25 @@
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
+from .balls import Ball, Threat, sized
 from .classifier import Images
 from .errors import UsageError, did_you_mean
-from .handling import SETTINGS, handled, strength
+from .flows import FARTHEST, LATTICE, Flow
+from .listed import Colour, Handling, Listed, Spatial
 from .pasting import Window, extent, holding_most
-from .rows import Rows, per_sample
+from .results import Norm
+from .rows import per_sample
 
 if TYPE_CHECKING:
     from .streams import Streams
 
-Norm = Literal["linf", "l2", "l1", "l0", "patch", "handling"]
-
-ROUNDING = 1e-5
-"""Relative slack of `contains`: float32 sums over an image's pixels are good to about this."""
-
-SAME_PICTURE = 1e-4
-"""Two pictures that were handled alike differ by no more in any value: resampling is good to about this in float32."""
-
-
-class Threat(Rows):
-    """The set of images that an attacker may turn `origin` into."""
-
-    @abstractmethod
-    def contains(self, x: Images, origin: Images) -> Tensor:
-        """(B,) whether x is an image in [0, 1] that the attacker may reach from origin."""
-
-
-@dataclass(frozen=True)
-class Ball(Threat):
-    """All images within `eps` of the origin, by one norm.
-
-    Args:
-        eps: 0-d or (B,), in units of a pixel's full range [0, 1]; for `l0` the number of values (pixel x channel) that may change;
-            for `patch` and `handling` see there.
-    """
-
-    eps: Tensor
-    norm: ClassVar[Norm]
-
-    @abstractmethod
-    def project(self, x: Images, origin: Images) -> Images:
-        """A point of the ball and of the box [0, 1] that is near to x."""
-
-    def contains(self, x: Images, origin: Images) -> Tensor:
-        return self.allows(x, self.distance(x, origin))
-
-    def allows(self, x: Images, distance: Tensor) -> Tensor:
-        """`contains`, for an x whose distance is known already."""
-        flat = x.flatten(1)
-        return (flat.amin(1) >= 0) & (flat.amax(1) <= 1) & (distance <= self.reach)
-
-    @property
-    def reach(self) -> Tensor:
-        """eps, with the slack of rounding."""
-        return self.eps * (1 + ROUNDING) + 1e-7
-
-    @abstractmethod
-    def distance(self, x: Images, origin: Images) -> Tensor:
-        """(B,) how far x is from origin."""
-
-    def ascent(self, gradient: Images, share: float, x: Images) -> Images:
-        """The step from x that climbs fastest among those whose length is `share` of eps; zero where the gradient is."""
-        return share * per_sample(self.eps, gradient) * self.steepest(gradient)
-
-    def usual_share(self, steps: int) -> float:
-        """The length of a step, as a share of eps, with which `steps` of them reach every point of the ball from any other."""
-        return 2.5 / steps
-
-    @abstractmethod
-    def steepest(self, gradient: Images) -> Images:
-        """The step of unit length that climbs fastest; zero where the gradient is."""
-
-    @abstractmethod
-    def random_point(self, origin: Images, draw: Streams) -> Images:
-        """A random point of the ball and the box, the same for the same keys."""
-
-    def surface_point(self, origin: Images, draw: Streams) -> Images:
-        """A random point as far out as ball and box go, the same for the same keys."""
-        return self.project(origin + draw.normal("surface point", *origin.shape[1:]), origin)
+__all__ = ["BALLS", "L0", "L1", "L2", "Ball", "Colour", "Flow", "Handling", "Linf", "Patch", "Pixels", "Spatial", "Threat", "ball", "sized"]
 
 
 def movable(gradient: Images, x: Images) -> Images:
@@ -207,11 +140,12 @@ class L1(Ball):
 
 @dataclass(frozen=True)
 class L0(Ball):
-    norm = "l0"
+    norm: ClassVar[Norm] = "l0"
+    counts = True
 
     def project(self, x: Images, origin: Images) -> Images:
         x = x.clamp(0, 1)  # first: a value that the box holds back is not worth one of the changes
-        return torch.where(self._largest((x - origin).abs(), self.eps), x, origin)
+        return torch.where(self._largest(self._sizes(x - origin), self.eps), x, origin)
 
     def distance(self, x: Images, origin: Images) -> Tensor:
         return (x != origin).flatten(1).sum(1).to(x.dtype)
@@ -223,15 +157,19 @@ class L0(Ball):
     def ascent(self, gradient: Images, share: float, x: Images) -> Images:
         """Its length is the number of values that move, each across the whole range; at least one."""
         gradient = movable(gradient, x)
-        return self._largest(gradient.abs(), (share * self.eps).clamp(min=1)) * gradient.sign()
+        return self._largest(self._sizes(gradient), (share * self.eps).clamp(min=1)) * gradient.sign()
 
     def steepest(self, gradient: Images) -> Images:
-        return self._largest(gradient.abs(), torch.ones_like(self.eps)) * gradient.sign()
+        return self._largest(self._sizes(gradient), torch.ones_like(self.eps)) * gradient.sign()
 
     def random_point(self, origin: Images, draw: Streams) -> Images:
         # a small change: projection keeps what has moved most, so values that are far off from the start would never be given up
-        chosen = self._largest(draw.uniform("place", *origin.shape[1:]), self.eps)
+        chosen = self._largest(self._sizes(draw.uniform("place", *origin.shape[1:])), self.eps)
         return torch.where(chosen, (origin + 0.01 * draw.normal("random point", *origin.shape[1:])).clamp(0, 1), origin)
+
+    def _sizes(self, delta: Images) -> Tensor:
+        """(B, C or 1, H, W) how much each of the things that are counted moves."""
+        return delta.abs()
 
     @staticmethod
     def _largest(size: Images, count: Tensor) -> Tensor:
@@ -241,6 +179,19 @@ class L0(Ball):
         rank = torch.arange(flat.shape[1], device=flat.device).expand_as(order)
         chosen = rank < count.expand(len(flat))[:, None]
         return torch.zeros_like(chosen).scatter_(1, order, chosen).view_as(size)
+
+
+@dataclass(frozen=True)
+class Pixels(L0):
+    """As l0, but all channels of a pixel count as one change."""
+
+    norm = "pixels"
+
+    def distance(self, x: Images, origin: Images) -> Tensor:
+        return (x != origin).any(1).flatten(1).sum(1).to(x.dtype)
+
+    def _sizes(self, delta: Images) -> Tensor:
+        return delta.abs().sum(1, keepdim=True)
 
 
 @dataclass(frozen=True)
@@ -285,54 +236,15 @@ class Patch(Ball):
         return torch.where(window, draw.uniform("random point", *origin.shape[1:]).to(origin), origin)
 
 
-@dataclass(frozen=True)
-class Handling(Ball):
-    """The picture put in askew, and lighter or darker, in one of the ways of `handling.SETTINGS`.
-
-    eps is how far these go: at 1 up to 30 degrees and 0.2 of a pixel's range. A distance is the larger of the two as a share of that range,
-    and infinite where the image did not come about like this.
-    """
-
-    norm = "handling"
-
-    def handled(self, origin: Images, setting: Tensor) -> Images:
-        """The images under the settings of these numbers (B,)."""
-        shares = torch.tensor(SETTINGS, device=origin.device)[setting] * self.eps.expand(len(origin))[:, None]
-        return handled(origin, shares[:, 0], shares[:, 1])
-
-    def distance(self, x: Images, origin: Images) -> Tensor:
-        found = torch.full((len(x),), torch.inf, device=x.device, dtype=x.dtype)
-        for number, apart in self._apart(x, origin):
-            found = torch.where(apart <= SAME_PICTURE, torch.minimum(found, strength(SETTINGS[number]) * self.eps), found)
-        return found
-
-    def project(self, x: Images, origin: Images) -> Images:
-        """The image of that setting which comes nearest in its farthest pixel."""
-        nearest = torch.stack([apart for _, apart in self._apart(x, origin)], 1).argmin(1)
-        return self.handled(origin, nearest)
-
-    def steepest(self, gradient: Images) -> Images:
-        raise TypeError("a picture that is handled goes from one setting to another: there are no steps along a gradient")
-
-    def random_point(self, origin: Images, draw: Streams) -> Images:
-        return self.handled(origin, draw.integers("setting", 0, len(SETTINGS), 1)[:, 0])
-
-    def _apart(self, x: Images, origin: Images) -> Iterator[tuple[int, Tensor]]:
-        """The settings' numbers, and (B,) how far x is from what they make of the origin, in the farthest pixel."""
-        for number in range(len(SETTINGS)):
-            made = self.handled(origin, torch.full((len(x),), number, device=x.device))
-            yield number, (made - x).abs().flatten(1).amax(1)
-
-
-BALLS: dict[str, type[Ball]] = {b.norm: b for b in (Linf, L2, L1, L0, Patch, Handling)}
+BALLS: dict[str, type[Ball]] = {b.norm: b for b in (Linf, L2, L1, L0, Pixels, Patch, Handling, Spatial, Colour, Flow)}
 
 
 def ball(norm: str, eps: float) -> Ball:
     """The ball of this norm and size.
 
     Raises:
-        UsageError: an unknown norm, or an eps that is not a size in it: eps must be positive, at most 1 for linf, patch and
-            handling, whole for l0.
+        UsageError: an unknown norm, or an eps that is not a size in it: eps must be positive, at most 1 for linf, patch,
+            handling, spatial and colour, whole for l0 and pixels.
     """
     if norm not in BALLS:
         raise UsageError(f"unknown norm {norm!r}{did_you_mean(norm, BALLS)}")
@@ -342,8 +254,12 @@ def ball(norm: str, eps: float) -> Ball:
         raise UsageError(f"eps {eps:g} is more than the whole range of a pixel: images are in [0, 1], write 8/255 and not 8")
     if norm == "patch" and eps > 1:
         raise UsageError(f"eps {eps:g} is a patch larger than the image: it is a share of the image's shorter side, such as 0.4")
-    if norm == "handling" and eps > 1:
-        raise UsageError(f"eps {eps:g} is more than the whole range of handling, which is 1: 30 degrees, and a brightness 0.2 off")
-    if norm == "l0" and eps != int(eps):
-        raise UsageError(f"eps of l0 counts values and must be whole, got {eps:g}")
+    if issubclass(BALLS[norm], Listed) and eps > 1:
+        raise UsageError(f"eps {eps:g} is more than the whole range of {norm}, which is 1: eps is a share of it")
+    if norm == "flow" and not 1 / LATTICE <= eps <= FARTHEST:
+        raise UsageError(
+            f"eps of flow is in pixels, at least {1 / LATTICE:g} and at most {FARTHEST:g}, got {eps:g}: 1 bends 32 pixels well"
+        )
+    if BALLS[norm].counts and eps != int(eps):
+        raise UsageError(f"eps of {norm} counts {'pixels' if norm == 'pixels' else 'values'} and must be whole, got {eps:g}")
     return BALLS[norm](torch.tensor(eps, dtype=torch.float32))

@@ -18,16 +18,19 @@ from typing import Literal
 
 from .diagnostics import Evidence, Finding
 from .results import Condition, Result, Verdict
-from .telling import base, climbs, longest
+from .telling import SEARCHES, base, climbs, exhausted, longest
 
 Level = Literal["sound", "doubtful", "refuted"]
 SEARCH = 1000
 """Queries from which on a black box has been tried in earnest; a random search of this length has tried random points too."""
 
+BLACK = {"labels", "scores"}
+"""The doors of black boxes."""
+
 STEPS = 10
 """Steps from which on a search that follows gradients has been tried in earnest."""
 BLIND_STEPS = 100
-"""The same under the goals where no image leaves early, so that nobody knows whether the last steps still found something."""
+"""The same under the goal `full`, where nobody knows whether the last steps still found something."""
 
 
 @dataclass(frozen=True)
@@ -68,20 +71,23 @@ def _trust(evidence: Evidence, condition: Condition) -> Trust:
 def _missing(evidence: Evidence, condition: Condition, left: Set[str]) -> tuple[str, ...]:
     """What a sound row must have had: of its own parts, or of what else was tried in its ball on every image that is left."""
     tried = evidence.tried(condition)
-    if left <= {v.sample_id for c in tried if base(c) == "clumsy" for v in evidence.verdicts(c)}:
+    if left <= {key for c in tried for key in exhausted(evidence, c)}:
         return ()  # every member of a finite set was asked about
     own = [c for c in tried if c.kind == "attack"] if condition.kind == "worst" else [condition]
-    searched = {v.sample_id for c in tried for v in evidence.verdicts(c) if _queries(c, v) >= SEARCH * evidence.answers(c)}
+    searched = {
+        v.sample_id for c in tried if base(c) != "noise" for v in evidence.verdicts(c) if _queries(c, v) >= SEARCH * evidence.answers(c)
+    }
     sprinkled = {v.sample_id for c in tried if base(c) == "noise" for v in evidence.verdicts(c)}
     lacking = []
     steps = max((longest(evidence, c) for c in own if climbs(evidence, c)), default=0)
-    least = STEPS if own[0].goal == "first" else BLIND_STEPS
+    least = BLIND_STEPS if own[0].goal == "full" else STEPS
     if not steps:
         lacking.append("no attack followed the model's gradients over several steps: add pgd or autoattack")
     elif steps < least:
         lacking.append(f"gradients were followed for {steps} steps, and goal {own[0].goal} asks for {least}: give the attack more")
     if not left <= searched:
-        advice = "there is none for patches" if condition.norm == "patch" else "add square, or --doubt"
+        search = SEARCHES.get(str(condition.norm))
+        advice = f"add {search}, or --doubt" if search else f"there is none with norm {condition.norm}"
         lacking.append(f"no attack without gradients was tried ({SEARCH:,} queries an image or more): {advice}")
     if not left <= searched | sprinkled:
         lacking.append("random points were not tried: add noise, or --doubt")
@@ -91,5 +97,5 @@ def _missing(evidence: Evidence, condition: Condition, left: Set[str]) -> tuple[
 def _queries(condition: Condition, verdict: Verdict) -> int:
     """What the black boxes among an attack's parts asked about an image."""
     if len(condition.doors) < 2:
-        return verdict.forwards if "scores" in condition.doors.values() else 0
-    return sum(cost[0] for part, cost in verdict.stages.items() if condition.doors.get(part) == "scores")
+        return verdict.forwards if BLACK & set(condition.doors.values()) else 0
+    return sum(cost[0] for part, cost in verdict.stages.items() if condition.doors.get(part) in BLACK)

@@ -17,9 +17,9 @@ from .errors import RunMismatch, UsageError
 from .judge import Judge
 from .models import load_model
 from .passes import Passes
-from .results import Condition, Result, Verdict
+from .results import WITHIN, Condition, Result, Verdict
 from .store import read_image_digests, read_run
-from .threat import ball
+from .threat import BALLS
 from .witnesses import image_digest
 
 
@@ -63,7 +63,7 @@ def verify(
     if classifier.digest != result.config["model"]["digest"]:
         raise RunMismatch(f"this {classifier.name} is not the model that {run} evaluated: its weights or its preprocessing differ")
     conditions = {c.name: c for c in result.conditions if c.kind in ("attack", "doubt")}
-    claimed = [v for v in result.verdicts if v.condition in conditions and v.broken and v.broken_by != "clean"]
+    claimed = [v for v in result.verdicts if v.condition in conditions and (v.broken or v.approach) and v.broken_by != "clean"]
     kept = [v for v in claimed if v.witness]
     if claimed and not kept:
         raise UsageError(f"{run} kept no witness of its {len(claimed)} broken images: run it again with --witnesses")
@@ -94,8 +94,10 @@ def _fault(result: Result, condition: Condition, verdict: Verdict, judge: Judge,
         return "its clean image is not the one that was evaluated"
     # in double precision, so that the check's own rounding does not decide
     x, origin = witness.adversarial[None].double(), witness.clean[None].double()
-    if not ball(str(condition.norm), float(condition.eps or 0)).contains(x, origin).all():
-        return f"its image lies outside the {condition.norm} ball of {condition.eps:g}, or outside [0, 1]"
+    # in the ball, or as near as it is said to be; the distances are in single precision
+    reach = verdict.radius or float(condition.eps or 0) if verdict.broken else verdict.distance * (1 + WITHIN)
+    if not BALLS[str(condition.norm)](torch.tensor(reach)).contains(x, origin).all():
+        return f"its image lies outside the {condition.norm} ball of {reach:g}, or outside [0, 1]"
     labels = torch.tensor([verdict.label])
     # a class of its own for every image (least-likely) is in the verdict, a goal in the condition
     aimed = verdict.target if verdict.target is not None and condition.target is not None else condition.target

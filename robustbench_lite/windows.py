@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from .classifier import Images
+from .results import WITHIN
 from .rows import per_sample
 from .streams import Streams
-from .threat import ROUNDING, Ball
+from .threat import Ball
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,7 @@ class Windows:
         two.write(moved, 0, clean[:, :, 0] + fresh)
         # the rest is as it was, so that most moves end at the edge of the ball as they are
         now = spent - both.sum(1) + self._sizes(fresh).sum((1, 2, 3))
-        outside = (now > (threat.eps * (1 + ROUNDING / 2)) ** self.order).nonzero()[:, 0]
+        outside = (now > (threat.eps * (1 + WITHIN / 2)) ** self.order).nonzero()[:, 0]
         if len(outside):
             far, start = moved.index_select(0, outside), origin.index_select(0, outside)
             moved.index_copy_(0, outside, sparsely_projected(far, start, threat.take(outside)))

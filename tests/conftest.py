@@ -87,7 +87,8 @@ def attacked(
     passes, waiting, found = Passes(model), make_subjects(model, images, labels), {}
     search, judge = plan.pop("search", passes), plan.pop("judge", Judge(passes))
     for name, part in parts(attack, norm).items():
-        made = Plan(part, ball(norm, eps), f"the condition/{name}".rstrip("/"), search, judge, **plan)
+        wanted = {"goal": getattr(part, "goal", "first"), **plan}
+        made = Plan(part, ball(norm, eps), f"the condition/{name}".rstrip("/"), search, judge, **wanted)
         size = batch_size if getattr(part, "batched", True) else 1
         with getattr(part, "hooks", lambda *_: nullcontext())(model, images[:1]):
             for finding in (finding for findings in run(made, waiting, size) for finding in findings):

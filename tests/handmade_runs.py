@@ -22,8 +22,9 @@ def attack(spec: str, eps: float = 0.1, **more: Any) -> Condition:
 def verdict(condition: Condition, sample: str, broken: bool | None, **more: Any) -> Verdict:
     steps = STEPS.get(str(condition.attack).partition(":")[0], 100)
     known: dict[str, Any] = dict.fromkeys(VERDICT_FIELDS) | {
-        "label": 1, "clean_prediction": 1, "restart": 0, "distance": 0.0, "confidence": 0.5, "precision": "fp32", "seed": 0, "stages": {},
-        "steps": steps, "forwards": steps + 1, "backwards": steps, "broken_by": condition.attack if broken else None,
+        "label": 1, "clean_prediction": 1, "restart": 0, "distance": condition.eps or 0.0, "confidence": 0.5,
+        "precision": "fp32", "seed": 0, "stages": {}, "steps": steps, "forwards": steps + 1, "backwards": steps,
+        "broken_by": condition.attack if broken else None,
     }  # fmt: skip
     return Verdict(**known | {"sample_id": sample, "broken": broken, "condition": condition.name} | more)
 

@@ -51,7 +51,11 @@ def judged_run(
     keys = list(ids or (f"image {i}" for i in range(count)))
     rows = {"clean": [True] * count} | dict(rows)
     verdicts = [
-        Verdict(**BLANK | {"sample_id": key, "condition": name, "broken": None if right is None else not right, "group": group})
+        Verdict(
+            **BLANK
+            | {"sample_id": key, "condition": name, "broken": None if right is None else not right, "group": group}
+            | {"distance": condition(name).eps or 0.0}
+        )
         for name, row in rows.items()
         for key, right, group in zip(keys, row, groups or [None] * count, strict=True)
         if right is not NOTHING

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -35,23 +36,34 @@ CHOSEN = {"foolbox": ("foolbox:LinfPGD:steps=5,rel_stepsize=0.5", "foolbox:L2Dee
           "vmi": ("vmi:steps=5,neighbours=2",), "vni": ("vni:steps=5,neighbours=2",)}  # fmt: skip
 CHOSEN |= {
     "square": ("square:queries=30",),
+    "cw": ("cw:searches=2,iterations=10",),
+    "ead": ("ead:searches=2,iterations=10",),
     "noise": ("noise:queries=20",),
+    "rays": ("rays:queries=120",),
+    "surfree": ("surfree:queries=120",),
+    "hopskipjump": ("hopskipjump:queries=250",),
+    "boundary": ("boundary:steps=40,around=0.1,inward=0.05,probes=2,trials=5",),
     "nes": ("nes:steps=8,momentum=0.5",),
     "spsa": ("spsa:steps=8,samples=25",),
     "es-pgd": ("es-pgd:iterations=8,samples=100",),
     "sgm": (),  # not for the models below, which have no skip connections: test_sgm.py holds it to the same
     "bpda": (),  # nor this, as they offer no stand-ins: test_bpda_attack.py
-    "patch": ("patch:steps=10",),
-    "universal-patch": (), "natural-patch": (),  # these must learn first: test_patches.py
-    "clumsy": (),  # knows pictures and not values: test_clumsy.py
+    "own-patch": ("own-patch:steps=10",),
+    "patch": (), "natural-patch": (), "universal": (),  # these must learn first: test_patches.py, test_universal.py
+    "one-pixel": ("one-pixel:generations=4,population=12,at_once=5",),
+    "sparse-rs": ("sparse-rs:queries=30",),
+    "fmn": ("fmn:steps=40",), "sigma-zero": ("sigma-zero:steps=60",),
+    "deepfool": ("deepfool:steps=8,halvings=4",), "superdeepfool": ("superdeepfool:steps=5",),
+    "ddn": ("ddn:steps=20",), "alma": ("alma:steps=40,smoothing=0.5",),
+    "clumsy": (), "spatial": (), "colour": (), "stadv": (),  # know pictures and not values: test_clumsy.py, test_spatial.py, test_stadv.py
 }  # fmt: skip
 OURS = [name for name in ATTACKS.names() if ATTACKS.get(name).__module__.startswith("robustbench_lite.attacks.")]
 CHOSEN |= dict.fromkeys(scenario_names(), ())  # they are made of others, which are in the list themselves
 SPECS = [spec for name in OURS for spec in CHOSEN.get(name, (name,))]
-CASES = [(spec, norm) for spec in SPECS for norm in ATTACKS.build(spec).norms]
+CASES = [(spec, norm) for spec in SPECS for norm in ATTACKS.build(spec).norms if norm != "flow"]  # that of test_stadv.py
 STEPPED = [(spec, norm) for spec, norm in CASES if getattr(ATTACKS.build(spec), "batched", True)]
-EPS = {"linf": 0.06, "l2": 0.5, "l1": 3.0, "l0": 8.0, "patch": 0.25}
-SMALLEST = {"l0": 1.0, "patch": 1 / 8}  # one value, and one pixel of eight
+EPS = {"linf": 0.06, "l2": 0.5, "l1": 3.0, "l0": 8.0, "pixels": 4.0, "patch": 0.25}
+SMALLEST = {"l0": 1.0, "pixels": 1.0, "patch": 1 / 8}  # one value, and one pixel of eight
 
 each = pytest.mark.parametrize(("spec", "norm"), CASES)
 each_of_ours = pytest.mark.parametrize(("spec", "norm"), STEPPED)
@@ -87,10 +99,10 @@ def test_it_stays_in_ball_and_box_changes_nothing_and_repeats(attack: Run, net: 
     assert torch.equal(x, copy)
     threat = ball(norm, EPS[norm])
     images = torch.stack([f.image for f in first])
-    assert threat.contains(images, x).all()
+    assert (threat.contains(images, x) | torch.tensor([bool(f.approach) and not f.broken for f in first])).all()
     with torch.no_grad():
         wrong = model(images).argmax(1) != model(x).argmax(1)
-    assert [f.broken for f in first] == wrong.tolist()
+    assert [f.met for f in first] == wrong.tolist()
     assert [f.distance for f in first] == pytest.approx(threat.distance(images, x).tolist(), abs=1e-5)
     assert any(wrong)
     again = attack(model, spec, x, norm=norm, eps=EPS[norm])
@@ -105,14 +117,23 @@ def test_verdicts_do_not_depend_on_the_batch(attack: Run, net: Any, pictures: An
     for found in runs[1:]:
         whole = runs[0][: len(found)]
         assert [f.broken for f in found] == [f.broken for f in whole]
+        if getattr(first_part(spec, norm), "goal", "first") == "closest":
+            # they end at the boundary, where rounding decides on the last step: in a batch it is another than alone
+            assert [f.met for f in found] == [f.met for f in whole]
+            slack = 1.0 if norm == "l0" else 1e-4
+            apart = sum(f.distance != pytest.approx(w.distance, rel=0.01, abs=slack) for f, w in zip(found, whole, strict=True))
+            assert apart <= max(1, len(found) // 50)  # the boundaries of several classes meet where superdeepfool ends
+            continue
         assert [f.steps for f in found] == [f.steps for f in whole]
         assert torch.allclose(torch.stack([f.image for f in found]), torch.stack([f.image for f in whole]), atol=1e-4)
 
 
 @each_of_ours
-def test_every_iterate_is_an_image_in_the_ball(net: Any, pictures: Any, streams: Any, spec: str, norm: str) -> None:
+def test_every_iterate_is_an_image_that_the_search_may_look_at(net: Any, pictures: Any, streams: Any, spec: str, norm: str) -> None:
     model, x = net(), pictures(6)
     made, threat = first_part(spec, norm), ball(norm, EPS[norm])
+    if getattr(made, "goal", "first") == "closest":
+        threat = replace(threat, eps=torch.tensor(torch.inf))
     rule = Misclassified(model(x).argmax(1))
     case = Case(x, threat, rule, rule, torch.full((6,), -1), torch.zeros(6, dtype=torch.long))
     oracle = made.access(Passes(model), case, Ledger.opened(x, model(x)))
@@ -125,6 +146,8 @@ def test_every_iterate_is_an_image_in_the_ball(net: Any, pictures: Any, streams:
         assert threat.contains(moved.x, x).all()
         assert moved.t.tolist() == [step + 1] * 6
         state = moved
+        if state.done.any():
+            break
 
 
 @each
@@ -139,7 +162,7 @@ def test_it_works_with_few_and_many_classes(attack: Run, net: Any, pictures: Any
     losses = ("ce", "dlr", "margin") if hasattr(first_part(spec, norm), "loss") else ()
     for tried in [with_option(spec, f"loss={loss}") for loss in losses] or [spec]:
         found = attack(model, tried, x, norm=norm, eps=max(SMALLEST.get(norm, 0), EPS[norm] / 4))
-        assert sum(f.margin > before for f, before in zip(found, clean, strict=True)) >= 11
+        assert sum(f.met or f.margin > before for f, before in zip(found, clean, strict=True)) >= 11
 
 
 class Light(nn.Module):
@@ -157,8 +180,10 @@ class Light(nn.Module):
 @each
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_saturated_images_can_be_moved(attack: Run, spec: str, norm: str, value: float) -> None:
+    if spec.startswith("sigma-zero"):
+        pytest.skip("all values weigh the same here, and it moves such values together")
     x = torch.full((2, 3, 4, 4), value)
-    eps = {"linf": 0.06, "l2": 0.5, "l1": 2.5, "l0": 4.0, "patch": 0.5}[norm]
+    eps = {"linf": 0.06, "l2": 0.5, "l1": 2.5, "l0": 4.0, "pixels": 2.0, "patch": 0.5}[norm]
     assert [f.broken for f in attack(Light(value), spec, x, norm=norm, eps=eps)] == [True, True]
 
 

@@ -46,7 +46,7 @@ def test_the_first_run_and_what_it_leaves_behind(robust_eval: CommandLine, insid
     assert float(attacked["mean_backwards"]) > 1
 
     samples = robust_eval.samples(run)
-    assert tuple(samples[0]) == VERDICT_FIELDS
+    assert tuple(samples[0]) == (*VERDICT_FIELDS, "nearest")
     assert len(samples) == 300
     broken = [s for s in robust_eval.samples(run, "pgd[linf,0.15]") if s["broken"] == "true" and s["broken_by"] != "clean"]
     assert len(broken) == int(rows["clean"]["correct"]) - int(attacked["correct"])

@@ -12,8 +12,10 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 import robustbench_lite as rb
+from robustbench_lite import handling
 from robustbench_lite.errors import UsageError
-from robustbench_lite.handling import SETTINGS, handled, strength
+from robustbench_lite.handling import HANDLED as SETTINGS
+from robustbench_lite.handling import strength
 from robustbench_lite.threat import Handling, ball
 
 
@@ -22,6 +24,10 @@ def smooth(count: int, *shape: int) -> Tensor:
     noise = torch.rand(count, *shape, generator=torch.Generator().manual_seed(5)).numpy()
     blurred = ndimage.gaussian_filter(noise, (0, 0, 2, 2))
     return torch.from_numpy((blurred - blurred.min()) / (blurred.max() - blurred.min()))
+
+
+def handled(x: Tensor, rotation: Tensor, brightness: Tensor) -> Tensor:
+    return handling.handled(x, rotation[:, None], brightness[:, None], torch.arange(x[0, 0].numel())).view_as(x)
 
 
 @pytest.mark.parametrize("shape", [(1, 24, 24), (3, 20, 30), (3, 30, 20)])
@@ -45,13 +51,13 @@ def test_brightness_is_added_and_stays_in_the_box_and_the_first_setting_is_the_p
     assert torch.allclose(brighter[1], (x[1] - 0.1).clamp(0, 1))
     assert SETTINGS[0] == (0, 0)
     assert len(set(SETTINGS)) == 45
-    assert torch.equal(Handling(torch.tensor(1.0)).handled(x, torch.zeros(2, dtype=torch.long)), x)
+    assert torch.equal(Handling(torch.tensor(1.0)).made(x, torch.zeros(2, dtype=torch.long)), x)
 
 
 @pytest.mark.parametrize("eps", [1.0, 0.3])
 def test_every_setting_is_contained_at_its_strength_and_nothing_else_is(eps: float, pictures: Callable[..., Tensor]) -> None:
     x, threat = pictures(len(SETTINGS)), ball("handling", eps)
-    made = threat.handled(x, torch.arange(len(SETTINGS)))  # type: ignore[attr-defined]
+    made = threat.made(x, torch.arange(len(SETTINGS)))  # type: ignore[attr-defined]
     assert threat.contains(made, x).all()
     assert threat.contains(made.double(), x.double()).all()
     assert threat.distance(made, x).tolist() == pytest.approx([eps * strength(each) for each in SETTINGS])

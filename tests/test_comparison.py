@@ -43,7 +43,7 @@ def verdict(sample: str, condition: str, right: bool | None, label: Any = 0, **c
 def run(letter: str, right: dict[Condition, Sequence[bool | None]], *, first: int = 0, pictures: str = "", **changed: Any) -> Run:
     """A run over images `first`, `first` + 1, ...; `changed` replaces what its identity, its data or the config itself would say."""
     verdicts = [
-        verdict(f"image {first + i}", condition.name, each, label=(first + i) % 2)
+        verdict(f"image {first + i}", condition.name, each, label=(first + i) % 2, distance=condition.eps or 0.0)
         for condition, some in right.items()
         for i, each in enumerate(some)
     ]

@@ -9,7 +9,7 @@ import pytest
 from handmade_runs import IMAGES, attack, doubt, first, left, made, row, simple, staged, verdict
 
 from robustbench_lite.diagnostics import DIAGNOSTICS, Counter, Evidence, Finding, counters, findings
-from robustbench_lite.results import NOTHING_TO_GAIN, Condition, Verdict
+from robustbench_lite.results import NOTHING_TO_GAIN, NOWHERE, Condition, Verdict
 
 
 def found(check: str, *rows: tuple[Condition, list[Verdict]], **more: Any) -> list[Finding]:
@@ -142,7 +142,29 @@ def test_of_a_cascade_the_attacks_on_gradients_are_one_search() -> None:
 
 
 def test_where_images_do_not_leave_nobody_knows_when_they_fell() -> None:
-    assert not found("converged", late(first(10), fell_at=40, goal="closest"))
+    assert not found("converged", late(first(10), fell_at=40, goal="full"))
+
+
+@pytest.mark.parametrize(
+    ("passes", "distances", "ended"), [((5, 60), (0.2, 0.09), False), ((5, 60), (0.1, 0.09), True), ((60,), (0.1,), False)]
+)
+def test_in_a_search_for_the_nearest_an_image_falls_where_that_comes_within_eps(passes: Any, distances: Any, ended: bool) -> None:
+    condition = attack("pgd", goal="closest")
+    approach = [list(pair) for pair in zip(passes, distances, strict=True)]
+    verdicts = [verdict(condition, key, key in first(10), approach=approach if key in first(10) else []) for key in IMAGES]
+    assert bool(found("converged", (condition, verdicts))) is not ended
+
+
+def test_an_attack_that_may_go_anywhere_and_finds_nothing_has_failed() -> None:
+    def failing(spec: str, failed: set[str]) -> tuple[Condition, list[Verdict]]:
+        condition = attack(spec, goal="closest")
+        return condition, [verdict(condition, key, False, reason=NOWHERE if key in failed else None) for key in IMAGES]
+
+    assert not found("nothing-found", failing("pgd", set()))
+    (finding,) = found("nothing-found", failing("pgd", first(3)), failing("apgd", set()))
+    assert (finding.weight, finding.conditions, set(finding.samples)) == ("doubts", ("pgd[linf,0.1]",), first(3))
+    both = found("nothing-found", failing("pgd", first(3)), failing("apgd", first(1)))
+    assert [f.conditions[-1] for f in both] == ["worst[linf,0.1]"] * 2
 
 
 # --- tangent planes, stand-ins ----------------------------------------------------------------------------------------------

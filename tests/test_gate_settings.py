@@ -121,7 +121,7 @@ GATE = '[gate]\nmodel = "digits_cnn"\nrules = ["clean.accuracy >= 0.9"]\n'
         (GATE + 'on_inconclusive = "maybe"\n', ["line 4:", "'fail', 'warn' or 'pass'", "maybe"]),
         (GATE + "alpha = 5\n", ["line 4:", "alpha", "less than 0.5, got 5"]),
         (GATE + "margin = 2\n", ["line 4:", "margin", "less than 1, got 2"]),
-        (GATE + 'norm = "l3"\n', ["line 4:", "'l1', 'l0', 'patch' or 'handling'"]),
+        (GATE + 'norm = "l3"\n', ["line 4:", "'spatial', 'colour' or 'flow'"]),
         (GATE + 'doubt = "yes"\n', ["line 4:", "valid boolean"]),
         ('[gate]\nrules = ["clean.accuracy >= 0.9"]\n', ["line 1:", "gate.model is missing"]),
         ('[gate]\nmodel = "digits_cnn"\n', ["line 1:", "there are no rules", "rules = ["]),

@@ -119,6 +119,21 @@ def test_pasting_changes_the_disc_and_nothing_outside(shape: tuple[int, ...], pi
     assert (ball("patch", 1.0).distance(made, x) <= side / 9 + 1e-6).all()
 
 
+def test_a_square_fills_its_window_and_one_that_is_turned_stays_inside(pictures: Callable[..., Tensor], streams: Any) -> None:
+    x, patches = pictures(40, shape=(3, 12, 12)), pictures(40, seed=1, shape=(3, 12, 12))
+    side = torch.arange(40) % 12 + 1
+    window = Window.drawn(x, side, streams(40), "place")
+    upright = pasted(x, patches, window, torch.zeros(40), "square")
+    assert torch.equal((upright != x).any(1, keepdim=True), window.square(x))
+    made = pasted(x, patches, window, torch.linspace(-3, 3, 40), "square")
+    assert not ((made != x).any(1, keepdim=True) & ~window.square(x)).any()
+    whole, tilted = (
+        pasted(x[:1], patches[:1], Window(*torch.tensor([[0], [0], [12]])), torch.tensor([a]), "square") for a in (0.0, math.pi / 4)
+    )
+    assert torch.allclose(whole, patches[:1], atol=1e-5)
+    assert 0.4 < (tilted != x[:1]).any(1).float().mean() < 0.65  # its diagonals are the window's sides: half of the area
+
+
 def test_an_unturned_patch_of_its_own_size_is_copied_and_a_quarter_turn_turns_it(pictures: Callable[..., Tensor]) -> None:
     x, patch = pictures(1, shape=(1, 7, 7)), pictures(1, seed=1, shape=(1, 7, 7))
     window = Window(torch.tensor([0]), torch.tensor([0]), torch.tensor([7]))
@@ -163,12 +178,12 @@ def naive_patches(model: nn.Module, x: Tensor, labels: Tensor, side: int, steps:
 def test_it_is_as_strong_as_a_plain_loop_and_stronger_with_more_places(attack: Any, net: Any, pictures: Any) -> None:
     model, x = net(), pictures(20)
     labels = model(x).argmax(1)
-    found = attack(model, "patch:steps=15", x, norm="patch", eps=0.125)
+    found = attack(model, "own-patch:steps=15", x, norm="patch", eps=0.125)
     broken = sum(bool(f.broken) for f in found)
     assert broken >= naive_patches(model, x, labels, side=1, steps=15) - 2  # places are drawn at random in both
-    several = attack(model, "patch:steps=15,restarts=4", x, norm="patch", eps=0.125)
+    several = attack(model, "own-patch:steps=15,restarts=4", x, norm="patch", eps=0.125)
     assert sum(bool(f.broken) for f in several) > broken
-    noise = attack(model, "patch:steps=1,step_size=1e-6", x, norm="patch", eps=0.125)
+    noise = attack(model, "own-patch:steps=1,step_size=1e-6", x, norm="patch", eps=0.125)
     assert broken > 1.5 * sum(bool(f.broken) for f in noise)
     images = torch.stack([f.image for f in several])
     assert ball("patch", 0.125).contains(images, x).all()
@@ -207,7 +222,9 @@ class Sides(nn.Module):
 
 
 def taught(spec: str, model: nn.Module, images: Any, target: Any = None, batch_size: int = 16) -> dict[str, Tensor]:
-    made: dict[str, Tensor] = ATTACKS.build(spec).fit(Lesson(Passes(model), images, target, CPU, 0, "a patch", batch_size))
+    made: dict[str, Tensor] = ATTACKS.build(spec).fit(
+        Lesson(Passes(model), images, ball("patch", 0.4), target, CPU, 0, "a patch", batch_size)
+    )
     return made
 
 
@@ -216,13 +233,13 @@ def rows(result: Any) -> dict[str, Any]:
 
 
 def test_what_is_learnt_is_what_the_model_falls_for_whatever_the_batch() -> None:
-    learnt = taught("universal-patch", Sides(), halves(), batch_size=16)
+    learnt = taught("patch", Sides(), halves(), batch_size=16)
     assert learnt["classes"].tolist() == [0, 1]
     middle = learnt["patches"][:, :, 3:9, 3:9].mean((2, 3))
     assert (middle[1, 0] - middle[1, 1]) > 0.8
     assert (middle[0, 1] - middle[0, 0]) > 0.8
     assert (learnt["worth"] > 0.4).all()
-    again = taught("universal-patch", Sides(), halves(), batch_size=80)
+    again = taught("patch", Sides(), halves(), batch_size=80)
     assert all(torch.equal(value, again[name]) for name, value in learnt.items())
 
 
@@ -231,24 +248,24 @@ def test_it_breaks_other_images_where_the_control_does_not(form: str, tmp_path: 
     labels = torch.arange(80) % 2
     told = torch.stack([1 - labels, labels, 0 * labels], 1) if form == "findings" else labels
     result = rb.evaluate(
-        Sides(form), ["universal-patch", "natural-patch"], halves(labels=told), eps=0.5, fit_data=halves(seed=1, labels=told), out=tmp_path,
+        Sides(form), ["patch", "natural-patch"], halves(labels=told), eps=0.5, fit_data=halves(seed=1, labels=told), out=tmp_path,
         witnesses="all",
     )  # fmt: skip
     found = rows(result)
-    assert found["universal-patch"].n == found["natural-patch"].n == 80
+    assert found["patch"].n == found["natural-patch"].n == 80
     assert found["clean"].accuracy == 1
     assert found["natural-patch"].accuracy > 0.6
     # findings have one patch, and what raises one lowers the other: it serves half of the images
-    assert found["universal-patch"].accuracy < (0.6 if form == "findings" else 0.1)
+    assert found["patch"].accuracy < (0.6 if form == "findings" else 0.1)
     checked = rb.verify(tmp_path, Sides(form))
     assert checked.holding >= 32
     assert not checked.failures
 
 
 def test_half_of_the_images_teach_and_are_left_out_and_the_batch_does_not_matter() -> None:
-    runs = [rb.evaluate(Sides(), "universal-patch:epochs=3", halves(), eps=0.5, batch_size=size) for size in (64, 7)]
-    assert [rows(run)["universal-patch"].n for run in runs] == [40, 40]
-    broken = [{v.sample_id: v.broken for v in run.verdicts if v.condition.startswith("universal")} for run in runs]
+    runs = [rb.evaluate(Sides(), "patch:epochs=3", halves(), eps=0.5, batch_size=size) for size in (64, 7)]
+    assert [rows(run)["patch"].n for run in runs] == [40, 40]
+    broken = [{v.sample_id: v.broken for v in run.verdicts if v.condition.startswith("patch")} for run in runs]
     assert broken[0] == broken[1]
 
 
@@ -256,23 +273,21 @@ def test_made_on_a_twin_it_is_tried_once_on_the_model() -> None:
     other = Sides()
     other.scale.data.mul_(1.5)
     twin = Classifier(other, name="twin")
-    means = [Means("universal-patch", source="twin"), Means("universal-patch"), Means("patch:steps=20", source="twin")]
+    means = [Means("patch", source="twin"), Means("patch"), Means("own-patch:steps=20", source="twin")]
     result = rb.evaluate(Sides(), means, halves(), eps=0.5, surrogates=[twin])
-    transferred = [v for v in result.verdicts if "universal" in v.condition and "from=twin" in v.condition]
+    transferred = [v for v in result.verdicts if v.condition.startswith("patch") and "from=twin" in v.condition]
     assert sum(v.broken is True for v in transferred) > 0.8 * len(transferred) > 0
     with pytest.raises(UsageError, match="one try"):
-        rb.evaluate(Sides(), [Means("universal-patch:placements=2", source="twin")], halves(), eps=0.5, surrogates=[twin])
+        rb.evaluate(Sides(), [Means("patch:placements=2", source="twin")], halves(), eps=0.5, surrogates=[twin])
 
 
 def test_more_places_break_no_less() -> None:
-    one, four = (
-        rows(rb.evaluate(Sides(), f"universal-patch:placements={count},epochs=2", halves(), eps=0.3))["universal-patch"] for count in (1, 4)
-    )
+    one, four = (rows(rb.evaluate(Sides(), f"patch:placements={count},epochs=2", halves(), eps=0.3))["patch"] for count in (1, 4))
     assert four.accuracy <= one.accuracy
 
 
 def test_towards_a_class_the_others_learn_one_patch() -> None:
-    learnt = taught("universal-patch:epochs=1", Sides(), halves(), "missed-disease")
+    learnt = taught("patch:epochs=1", Sides(), halves(), "missed-disease")
     assert learnt["classes"].tolist() == [0]
     # what shows health best is among the healthy, of whom the attacker wants nothing
     natural = taught("natural-patch", Sides(), halves(), "missed-disease")
@@ -280,7 +295,7 @@ def test_towards_a_class_the_others_learn_one_patch() -> None:
     healthy = [centre_square(picture[None]) for picture, label in zip(images.pictures, images.labels, strict=True) if label == 0]
     assert any(torch.equal(natural["patches"], each) for each in healthy)
     with pytest.raises(UsageError, match="offers the attacker anything"):
-        taught("universal-patch", Sides(), halves(labels=torch.zeros(80, dtype=torch.long)), "missed-disease")
+        taught("patch", Sides(), halves(labels=torch.zeros(80, dtype=torch.long)), "missed-disease")
 
 
 def test_an_answer_that_is_no_number_does_not_choose_the_natural_patch() -> None:
@@ -296,10 +311,10 @@ def test_an_answer_that_is_no_number_does_not_choose_the_natural_patch() -> None
 
 
 def test_a_broken_off_run_goes_on_with_the_patch_that_it_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    learner = ATTACKS.get("universal-patch")
-    whole = rb.evaluate(Sides(), "universal-patch:epochs=2", halves(), eps=0.5, out=tmp_path / "whole")
+    learner = ATTACKS.get("patch")
+    whole = rb.evaluate(Sides(), "patch:epochs=2", halves(), eps=0.5, out=tmp_path / "whole")
     images, asked = halves(), 0
-    stamped = ATTACKS.build("universal-patch").fitted(taught("universal-patch:epochs=1", Sides(), images)).__class__
+    stamped = ATTACKS.build("patch").fitted(taught("patch:epochs=1", Sides(), images)).__class__
     start = stamped.start
 
     def interrupted(self: Any, oracle: Any, draw: Any) -> Any:
@@ -311,10 +326,10 @@ def test_a_broken_off_run_goes_on_with_the_patch_that_it_had(tmp_path: Path, mon
 
     monkeypatch.setattr(stamped, "start", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        rb.evaluate(Sides(), "universal-patch:epochs=2", halves(), eps=0.5, out=tmp_path / "part", batch_size=8)
+        rb.evaluate(Sides(), "patch:epochs=2", halves(), eps=0.5, out=tmp_path / "part", batch_size=8)
     monkeypatch.setattr(stamped, "start", start)
     monkeypatch.setattr(learner, "fit", lambda *_: pytest.fail("it learnt again"))
-    resumed = rb.evaluate(Sides(), "universal-patch:epochs=2", halves(), eps=0.5, out=tmp_path / "part", batch_size=8)
+    resumed = rb.evaluate(Sides(), "patch:epochs=2", halves(), eps=0.5, out=tmp_path / "part", batch_size=8)
     broken = [{v.sample_id: (v.broken, v.prediction) for v in run.verdicts} for run in (whole, resumed)]
     assert broken[0] == broken[1]
 
@@ -345,8 +360,22 @@ def test_which_patches_serve_an_image(rule: Criterion, outputs: int, expected: l
     assert serves(rule, outputs).int().tolist() == expected
 
 
+@pytest.mark.parametrize("shape", ["disc", "square"])
+def test_a_patch_of_either_shape_drives_to_a_class(shape: str) -> None:
+    spec = f"patch:shape={shape},turn=45,epochs=4"
+    found = rows(rb.evaluate(Sides(), spec, halves(), eps=0.5, target=1, fit_data=halves(seed=1)))["patch"]
+    assert found.n == 40
+    assert found.accuracy < 0.2
+
+
+def test_an_own_square_holds_the_whole_window(attack: Any, net: Any, pictures: Any) -> None:
+    x = pictures(10)
+    found = attack(net(), "own-patch:steps=3,shape=square", x, norm="patch", eps=0.5, goal="full")
+    assert ((torch.stack([f.image for f in found]) != x).any(1).flatten(1).sum(1) == 16).all()
+
+
 @pytest.mark.slow
 def test_on_digits_it_breaks_far_more_than_the_control_and_doubting_it_works() -> None:
-    asked = ["universal-patch:step_size=0.1,at_most=3", "natural-patch:at_most=3"]
+    asked = ["patch:step_size=0.1,at_most=3", "natural-patch:at_most=3"]
     found = rows(rb.evaluate("digits_standard", asked, data="digits", limit=200, eps=0.65, doubt=True))
-    assert found["universal-patch"].accuracy < found["natural-patch"].accuracy - 0.15
+    assert found["patch"].accuracy < found["natural-patch"].accuracy - 0.15

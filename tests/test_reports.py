@@ -59,12 +59,13 @@ def test_samples_csv_gives_the_same_verdicts_back(tmp_path: Path) -> None:
         rows = list(csv.DictReader(handle))
     types: dict[str, Any] = dict.fromkeys(("target", "restart", "steps", "forwards", "backwards", "seed"), int)
     types |= {"distance": float, "confidence": float, "broken": {"true": True, "false": False}.__getitem__}
-    types |= {"stages": json.loads}
+    types |= {"stages": json.loads, "approach": json.loads, "radius": float}
     types |= dict.fromkeys(("label", "clean_prediction", "prediction"), lambda text: [0, 1, 1] if text == "[0, 1, 1]" else int(text))
     fields: list[dict[str, Any]] = [
         {name: None if text == "" else types.get(name, str)(text) for name, text in row.items()} for row in rows
     ]
-    assert tuple(rows[0]) == VERDICT_FIELDS
+    assert tuple(rows[0]) == (*VERDICT_FIELDS, "nearest")
+    assert [float(row.pop("nearest")) for row in fields] == [v.nearest for v in result.verdicts]
     assert [Verdict(**row) for row in fields] == list(result.verdicts)
 
 
@@ -96,7 +97,7 @@ def test_every_column_is_documented() -> None:
     documented = re.findall(
         r"`(\w+)`", "".join(re.findall(r"^\|([^|]*)\|", Path(__file__).parents[1].joinpath("docs/results.md").read_text(), re.M))
     )
-    assert set(TABLE_COLUMNS) | set(VERDICT_FIELDS) <= set(documented)
+    assert set(TABLE_COLUMNS) | set(VERDICT_FIELDS) | {"nearest"} <= set(documented)
 
 
 # HTML

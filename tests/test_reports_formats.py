@@ -77,10 +77,11 @@ def test_parquet_gives_the_same_numbers_back(tmp_path: Path) -> None:
     table, samples = (parquet.read_table(path).to_pylist() for path in FORMATS.get("parquet")(result))
     assert [tuple(row) for row in table] == [TABLE_COLUMNS] * 7
     assert [row["at_most"] for row in table] == list(result.table.at_most)
-    assert [tuple(row) for row in samples] == [VERDICT_FIELDS] * len(result.verdicts)
+    assert [tuple(row) for row in samples] == [(*VERDICT_FIELDS, "nearest")] * len(result.verdicts)
     for row, v in zip(samples, result.verdicts, strict=True):
         assert (row["broken"], row["distance"], row["forwards"], row["gradient"]) == (v.broken, v.distance, v.forwards, v.gradient)
         assert json.loads(row["label"]) == v.label
+        assert (row["nearest"], row["radius"], json.loads(row["approach"])) == (v.nearest, v.radius, list(v.approach))
 
 
 def test_parquet_without_pyarrow_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

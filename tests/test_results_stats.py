@@ -19,7 +19,16 @@ CLEAN = Condition("clean", "clean")
 
 def verdict(sample: str, broken: bool | None, condition: Condition = PGD, **more: Any) -> Verdict:
     blank: dict[str, Any] = dict.fromkeys(VERDICT_FIELDS)
-    known = {"label": 1, "clean_prediction": 1, "restart": 0, "distance": 0.0, "confidence": 0.5, "steps": 3, "forwards": 4, "backwards": 3}
+    known = {
+        "label": 1,
+        "clean_prediction": 1,
+        "restart": 0,
+        "distance": condition.eps or 0.0,
+        "confidence": 0.5,
+        "steps": 3,
+        "forwards": 4,
+        "backwards": 3,
+    }
     return Verdict(
         **blank | known | {"precision": "fp32", "seed": 0, "sample_id": sample, "broken": broken, "condition": condition.name} | more
     )
@@ -79,10 +88,18 @@ def test_the_worst_case_is_broken_by_any_and_robust_only_under_all() -> None:
 def test_the_worst_case_is_per_norm_and_eps() -> None:
     wide = Condition("pgd[linf,0.2]", "attack", "pgd", "linf", 0.2)
     round_one = Condition("pgd[l2,0.1]", "attack", "pgd", "l2", 0.1)
-    verdicts = [verdict("a", broken, c) for broken, c in ((False, PGD), (True, wide), (None, round_one))] + [verdict("a", True, CLEAN)]
+    each = ((False, PGD), (True, wide), (None, round_one))
+    verdicts = [verdict("a", broken, c, distance=0.2) for broken, c in each] + [verdict("a", True, CLEAN)]
     conditions, worst = worst_case([CLEAN, PGD, wide, round_one], verdicts)
     assert [c.name for c in conditions] == ["worst[linf,0.1]", "worst[linf,0.2]", "worst[l2,0.1]"]
     assert [v.broken for v in worst] == [False, True, None]
+
+
+def test_the_worst_case_holds_what_another_size_found_within_this_one() -> None:
+    wide = Condition("pgd[linf,0.2]", "attack", "pgd", "linf", 0.2)
+    verdicts = [verdict("a", False, PGD), verdict("a", True, wide, distance=0.09)]
+    _, worst = worst_case([CLEAN, PGD, wide], verdicts)
+    assert [v.broken for v in worst] == [True, True]
 
 
 # --- the table -------------------------------------------------------------------------------------------------------------

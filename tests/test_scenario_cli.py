@@ -91,7 +91,7 @@ def test_what_there_is_can_be_listed_and_shown(inside: Inside, own: Path) -> Non
     assert listed.code == 0
     assert all(name in listed.out for name in ("finlayson-cxr", "finlayson-dr", "finlayson-derm", "missed-tumour", "phantom:chest"))
     shown = " ".join(inside("scenario", "show", "finlayson-cxr").out.split())
-    assert "universal-patch" in shown
+    assert "own-patch" in shown
     assert "0.5386" in shown
     assert "https://arxiv.org/abs/1804.05296" in shown
     assert "Bills are too high." in inside("scenario", "show", "own.toml").out

@@ -153,6 +153,6 @@ def test_every_row_of_every_registered_scenario_can_be_made(name: str) -> None:
 def test_every_kind_of_knowledge_and_means_is_in_some_scenario() -> None:
     rows = [row for name in scenario_names() for row in scenario_named(name).rows]
     assert {row.knowledge for row in rows} == {"white box", *FROM_SURROGATES, "scores", "decisions", "nothing"}
-    assert {row.means.partition(":")[0] for row in rows} >= {"pgd", "patch", "universal-patch", "natural-patch", "clumsy", "square"}
+    assert {row.means.partition(":")[0] for row in rows} >= {"pgd", "patch", "own-patch", "natural-patch", "clumsy", "square"}
     assert any(row.accident for row in rows)
     assert {scenario_named(name).goal for name in scenario_names()} >= {None, "missed-disease", "upcoding", "trial-eligibility"}

@@ -16,7 +16,7 @@ from robustbench_lite.streams import Streams
 from robustbench_lite.threat import BALLS, L0, L1, L2, Ball, Linf, ball
 
 SIZES = {"linf": (1e-6, 0.03, 0.3, 1.0), "l2": (1e-5, 0.1, 2.0, 1e4), "l1": (1e-5, 0.5, 10.0, 1e5), "l0": (1.0, 3.0, 11.0, 1e6)}
-NORMS = ("linf", "l2", "l1", "l0")  # patch and handling: test_patches.py, test_clumsy.py
+NORMS = ("linf", "l2", "l1", "l0")  # the others: test_patches.py, test_pixels.py, test_clumsy.py
 LENGTH = {
     "linf": lambda d: np.abs(d).max(1),
     "l2": lambda d: np.sqrt((d**2).sum(1)),
@@ -244,7 +244,7 @@ def test_what_is_no_image_is_refused(norm: str, start: float, end: float) -> Non
         ("l0", 2.5, "must be whole, got 2.5"),
         ("l2 ", 0.5, "unknown norm 'l2 ': did you mean 'l2'"),
         ("Linf", 0.5, "did you mean 'linf'"),
-        ("spectral", 0.5, "there is: handling, l0, l1, l2, linf, patch"),
+        ("wave", 0.5, "there is: colour, flow, handling, l0, l1, l2, linf, patch, pixels, spatial"),
     ],
 )
 def test_what_is_no_ball_is_refused_with_what_to_do(norm: str, eps: float, message: str) -> None:

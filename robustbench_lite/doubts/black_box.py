@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from robustbench_lite.diagnostics import Counter, Evidence, Finding
 from robustbench_lite.registry import Spec, diagnostic
 from robustbench_lite.results import Condition
-from robustbench_lite.telling import base, climbers, doubted, left_by_gradients, tells
+from robustbench_lite.telling import SEARCHES, base, climbers, doubted, left_by_gradients, searches, tells
 from robustbench_lite.trust import SEARCH
 
 
@@ -22,7 +22,7 @@ class BlackBox:
 
     def doubts(self, asked: Sequence[Condition]) -> Iterator[Counter]:
         if not any(_searches(c) for c in asked):
-            yield Counter(f"square:queries={SEARCH}")
+            yield from searches(str(asked[0].norm), SEARCH)
 
     def findings(self, evidence: Evidence) -> Iterator[Finding]:
         for norm, eps in evidence.balls:
@@ -38,16 +38,17 @@ class BlackBox:
                     doubted(evidence, norm, eps),
                     f"attacks without gradients broke {len(broken)} of the {len(left)} images that those on gradients left ({by})",
                     "the model masks its gradients: what follows them says little, and a longer search may break more",
-                    (Counter("square"),),
+                    searches(norm),
                     {"broken": len(broken), "left": len(left)},
                     tuple(broken),
                 )
 
 
 def _searches(condition: Condition) -> bool:
-    """Whether an attack has a Square in it that is long enough to be held against the others."""
+    """Whether an attack has a random search in it that is long enough to be held against the others."""
+    search = SEARCHES.get(str(condition.norm))
     queries = Spec.parse(str(condition.attack)).options.get("queries", SEARCH)
-    return "square" in condition.doors or (base(condition) == "square" and int(queries) >= SEARCH)
+    return search in condition.doors or (base(condition) == search and int(queries) >= SEARCH)
 
 
 def _broken_blindly(evidence: Evidence, condition: Condition) -> Mapping[str, str]:

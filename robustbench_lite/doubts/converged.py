@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 from robustbench_lite.diagnostics import Counter, Evidence, Finding
 from robustbench_lite.errors import RobustEvalError
 from robustbench_lite.registry import ATTACKS, diagnostic
-from robustbench_lite.results import Condition, Verdict
+from robustbench_lite.results import WITHIN, Condition, Verdict
 from robustbench_lite.settlement import carried_out
 from robustbench_lite.telling import climbers, tells
 
@@ -20,7 +20,8 @@ class Converged:
     """Of the images that stood at half of a gradient search, how many its second half broke.
 
     More than 2 % (and two or more) means that it was broken off while it still found something. In a cascade, all its attacks on
-    gradients together are the search. Under the goals `closest` and `full` no image leaves early, so that nothing is known of when it fell.
+    gradients together are the search. Under the goal `closest`, an image fell when the nearest broken one had come within eps; under `full`
+    none leaves early, so that nothing is known of when it fell.
     A search five times as long settles it: if that breaks no more than luck would, there is no finding.
     """
 
@@ -46,12 +47,24 @@ class Converged:
 
 def _halves(evidence: Evidence, row: Condition) -> tuple[Set[str], Set[str]]:
     """The images that fell in the second half of a search, and those that reached it; none where this is not known or is settled."""
-    if not evidence.standing(row) or row.goal != "first" or _settled(evidence, row):
+    if not evidence.standing(row) or row.goal == "full" or _settled(evidence, row):
         return set(), set()
     spent = {v.sample_id: _passes(row, v) for v in evidence.verdicts(row)}
+    if row.goal == "closest":
+        if len(row.doors) > 1:
+            return set(), set()  # the passes of its approach are those of all parts
+        middle = max(spent.values()) / 2
+        fell_at = {key: _within(v, v.radius or float(row.eps or 0)) for key, v in evidence.broken(row).items()}
+        late = {key for key, passes in fell_at.items() if passes > middle}
+        return late, spent.keys() - fell_at.keys() | late
     fell = {key for key, v in evidence.broken(row).items() if not evidence.blind(row, v)}
     late = {key for key in fell if spent[key] > max(spent.values()) / 2}
     return late, spent.keys() - fell | late
+
+
+def _within(verdict: Verdict, eps: float) -> float:
+    """Passes until the nearest broken image had come within eps."""
+    return next((passes for passes, distance in verdict.approach or () if distance <= eps * (1 + WITHIN)), 0)
 
 
 def _passes(row: Condition, verdict: Verdict) -> int:

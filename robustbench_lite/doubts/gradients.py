@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from robustbench_lite.diagnostics import Counter, Evidence, Finding
 from robustbench_lite.registry import diagnostic
 from robustbench_lite.results import Condition
+from robustbench_lite.telling import searches
 
 TINY = 1e-7
 """Below this a gradient is mostly rounding: cross-entropy's is a difference of a probability and 1, known to 6e-8 in float32."""
 
 SHARE = 0.01
 """Of the images that stand, from which on a figure is doubted; fewer change it by less than a point."""
-
-SETTLE = (Counter("apgd-t"), Counter("square"), Counter("es-pgd:samples=500,iterations=40"))
 
 
 @diagnostic("gradients")
@@ -51,10 +50,14 @@ def _findings(evidence: Evidence, row: Condition, own: Sequence[Condition]) -> I
             (row.name,),
             _seen(row.name, len(standing), len(zero), len(tiny), len(bad)),
             "an attack cannot follow such gradients, so these images say nothing about robustness",
-            SETTLE if doubted else (),
+            _settling(str(row.norm)) if doubted else (),
             {"standing": len(standing), "zero": len(zero), "tiny": len(tiny), "not_finite": len(bad)},
             (*zero, *tiny, *bad),
         )
+
+
+def _settling(norm: str) -> tuple[Counter, ...]:
+    return Counter("apgd-t"), *searches(norm), Counter("es-pgd:samples=500,iterations=40")
 
 
 def _slopes(evidence: Evidence, conditions: Iterable[Condition]) -> dict[str, float]:

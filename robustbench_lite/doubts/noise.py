@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from robustbench_lite.diagnostics import Counter, Evidence, Finding
 from robustbench_lite.registry import diagnostic
 from robustbench_lite.results import Condition
-from robustbench_lite.telling import base, climbers, doubted, left_by_gradients, tells
+from robustbench_lite.telling import base, climbers, doubted, left_by_gradients, searches, tells
 
 
 @diagnostic("noise")
@@ -35,7 +35,7 @@ class RandomPoints:
                             (row.name,),
                             f"{row.name} broke {broken} images and random points {by_noise}",
                             "the attack does not work on this model",
-                            (Counter("square"),),
+                            searches(norm),
                             {"broken": broken, "by noise": by_noise},
                         )
 
@@ -49,7 +49,7 @@ class RandomPoints:
                 doubted(evidence, norm, eps),
                 f"random points broke {len(broken)} of the {len(left)} images that all attacks on gradients left",
                 "the model masks its gradients: chance finds what they should have shown",
-                (Counter("square"),),
+                searches(norm),
                 {"broken": len(broken), "left": len(left)},
                 tuple(broken),
             )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from robustbench_lite.diagnostics import Counter, Evidence, Finding
 from robustbench_lite.registry import diagnostic
 from robustbench_lite.results import Condition
-from robustbench_lite.telling import base, climbers, doubted, left_by_gradients, longest, tells
+from robustbench_lite.telling import base, climbers, doubted, left_by_gradients, longest, searches, tells
 
 
 @diagnostic("one-step")
@@ -32,7 +32,7 @@ class OneStep:
                             doubted(evidence, norm, eps),
                             f"{one.name} broke {len(broken)} of the {len(left)} images that attacks of several steps left",
                             "gradients mislead: the more often they are followed, the further they lead astray",
-                            (Counter("square"),),
+                            searches(norm),
                             {"broken": len(broken), "left": len(left)},
                             tuple(broken),
                         )

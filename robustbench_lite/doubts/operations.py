@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 from robustbench_lite.diagnostics import Counter, Evidence, Finding, Look
 from robustbench_lite.registry import diagnostic
 from robustbench_lite.settlement import settled
+from robustbench_lite.telling import searches
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 STEPS = re.compile(r"(Round|Floor|Ceil|Trunc|Sign|Sgn)Backward\d")
 """Nodes of autograd's graph whose gradient is zero wherever it exists."""
-
-SETTLE = (Counter("square"), Counter("es-pgd:samples=500,iterations=40"))
 
 
 @diagnostic("operations")
@@ -63,7 +62,8 @@ def _blocked(evidence: Evidence, norm: str, eps: float, steps: Mapping[str, int]
     worst = evidence.worst(norm, eps)
     names = tuple(row.name for row in [*climbing, *([worst] if worst else [])] if evidence.standing(row))
     if climbing and names:
-        done = settled(evidence, climbing[0], SETTLE)
+        settle = (*searches(norm), Counter("es-pgd:samples=500,iterations=40"))
+        done = settled(evidence, climbing[0], settle)
         yield Finding(
             "operations",
             "notes" if done else "doubts",
@@ -72,7 +72,7 @@ def _blocked(evidence: Evidence, norm: str, eps: float, steps: Mapping[str, int]
             "attacks without gradients were tried on what was left"
             if done
             else "an attack that follows gradients does not get past these, so the figure may be too high",
-            () if done else SETTLE,
+            () if done else settle,
             steps,
         )
 

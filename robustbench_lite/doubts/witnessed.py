@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from robustbench_lite.diagnostics import Evidence, Finding
 from robustbench_lite.registry import diagnostic
-from robustbench_lite.results import Condition
+from robustbench_lite.results import WITHIN, Condition
 
 
 @diagnostic("witnessed")
@@ -16,20 +16,22 @@ class Witnessed:
 
     def findings(self, evidence: Evidence) -> Iterator[Finding]:
         for (norm, eps), asked in evidence.balls.items():
-            within = [c for c in [*evidence.attacks, *evidence.doubts] if c.norm == norm and (c.eps or 0) <= eps]
+            others = [c for c in [*evidence.attacks, *evidence.doubts] if c.norm == norm]
             for row in asked:
-                standing, found = evidence.standing(row), _found(evidence, row, within)
+                standing, found = evidence.standing(row), _found(evidence, row, eps, others)
                 broken = {key: by for key, by in found.items() if key in standing}
                 if broken:
                     yield _finding(row, len(standing), broken)
 
 
-def _found(evidence: Evidence, row: Condition, within: list[Condition]) -> dict[str, str]:
-    """Which images others broke, and by what."""
+def _found(evidence: Evidence, row: Condition, eps: float, others: list[Condition]) -> dict[str, str]:
+    """Which images others broke within eps, and by what."""
     found: dict[str, str] = {}
-    for other in within:
+    own = {v.sample_id: v.radius or eps for v in evidence.verdicts(row)}
+    for other in others:
         if other.name != row.name:
-            for key, verdict in evidence.broken(other).items():
+            near = {v.sample_id: v for v in evidence.verdicts(other) if v.nearest <= own.get(v.sample_id, 0) * (1 + WITHIN)}
+            for key, verdict in ({**near, **evidence.broken(other)} if (other.eps or 0) <= eps else near).items():
                 found.setdefault(key, f"{verdict.broken_by}" + (f" at eps {other.eps:g}" if other.eps != row.eps else ""))
     return found
 

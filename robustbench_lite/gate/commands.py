@@ -6,12 +6,13 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Group, Parameter
 
 from ..console import application, bars, complain, show, whole
 from ..errors import UsageError
+from ..results import Norm
 from .rulings import Judgement, OnInconclusive
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def gate(
     limit: Annotated[int | None, opt("A seeded, stratified subset of this many images.")] = None,
     attack: Annotated[list[str] | None, opt("Repeat for more.", "--attack", "-a")] = None,
     eps: Annotated[list[str] | None, opt("Repeat for more.")] = None,
-    norm: Annotated[Literal["linf", "l2", "l1", "l0", "patch", "handling"] | None, opt("Of the attacks.")] = None,
+    norm: Annotated[Norm | None, opt("Of the attacks.")] = None,
     corruption: Annotated[list[str] | None, opt("Repeat for more.", "--corruption", "-c")] = None,
     rule: Annotated[list[str] | None, opt("Such as 'pgd.accuracy >= 0.45'. Repeat for more; those of the settings go.")] = None,
     on_inconclusive: Annotated[OnInconclusive | None, opt("What a rule does that the images cannot decide.")] = None,

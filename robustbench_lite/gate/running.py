@@ -17,7 +17,7 @@ from ..errors import BadSpec, RunMismatch, UsageError
 from ..evaluation import evaluate
 from ..labelled import LabelledImages
 from ..models import load_model
-from ..results import Condition, Result, eps_text
+from ..results import Condition, Result, eps_text, goals_of
 from ..shifts import sequences, shifts
 from . import baseline as baselines
 from .baseline import TERMS, Baseline
@@ -186,7 +186,7 @@ def _compare(
         if compared:
             raise UsageError(f"{compared[0].text}: there is no baseline: give one with --baseline, or baseline = ... in the settings")
         return
-    for term, here in _terms(settings).items():
+    for term, here in _terms(settings, conditions).items():
         if baseline.terms.get(term) != here:
             raise RunMismatch(
                 f"{baseline.source} was made with {term} {baseline.terms.get(term)}, not {here}: use the same, or write it anew"
@@ -204,10 +204,10 @@ def _compare(
             raise RunMismatch(f"{baseline.source} has no {name}, {had}: evaluate the same conditions, or write it anew")
 
 
-def _terms(settings: Settings) -> dict[str, Any]:
-    """What a gate's run has of `TERMS`: the seed, and else what `evaluate` does by itself."""
+def _terms(settings: Settings, conditions: Sequence[Condition]) -> dict[str, Any]:
+    """What a gate's run has of `TERMS`: the seed, its attacks' goals, and else what `evaluate` does by itself."""
     usual = {name: each.default for name, each in signature(evaluate).parameters.items() if name in TERMS}
-    return {**usual, "surrogates": list(usual["surrogates"]), "seed": settings.seed}
+    return {**usual, "surrogates": list(usual["surrogates"]), "seed": settings.seed, "goal": goals_of(conditions)}
 
 
 def _cut_short(result: Result, images: int) -> Iterator[str]:

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from ..errors import UsageError, did_you_mean
+from ..results import Norm
 from .rulings import OnInconclusive
 
 FILE, SHARED_FILE = "robust-eval.toml", "pyproject.toml"
@@ -49,9 +50,7 @@ class Settings(BaseModel):
         float | str | list[float | str] | None,
         Field(description="One radius or several, in [0, 1] pixel units or as text such as 8/255. Default: the data's usual one."),
     ] = None
-    norm: Annotated[Literal["linf", "l2", "l1", "l0", "patch", "handling"] | None, Field(description="Default: each attack's first.")] = (
-        None
-    )
+    norm: Annotated[Norm | None, Field(description="Default: each attack's first.")] = None
     corruptions: Annotated[list[str], Field(description="fog, fog:severity=1-3, imagenet-c, all, ...")] = []
     doubt: Annotated[bool, Field(description="Try further attacks on the images that those asked for left.")] = False
 
