@@ -241,6 +241,7 @@ def _read(annotation: Any, text: str, where: str) -> Any:
 
 
 ATTACKS = Registry("attack", ("robustbench_lite.attacks",), "robustbench_lite.attacks", combines=True)
+CERTIFICATES = Registry("certificate", ("robustbench_lite.certificates",), "robustbench_lite.certificates")
 CORRUPTIONS = Registry("corruption", ("robustbench_lite.corruptions",), "robustbench_lite.corruptions")
 SUITES = Registry("suite", ("robustbench_lite.corruptions",), "robustbench_lite.suites")
 PERTURBATIONS = Registry("perturbation", ("robustbench_lite.corruptions",), "robustbench_lite.perturbations")
@@ -268,6 +269,7 @@ def _decorator(registry: Registry) -> Callable[..., Callable[[C], C]]:
 
 
 attack = _decorator(ATTACKS)
+certificate = _decorator(CERTIFICATES)
 corruption = _decorator(CORRUPTIONS)
 suite = _decorator(SUITES)
 perturbation = _decorator(PERTURBATIONS)

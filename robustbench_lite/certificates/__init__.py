@@ -1,0 +1,1 @@
+"""Certificates: one method, one file. Adding one edits no other file."""
