@@ -10,14 +10,15 @@ from robustbench_lite.rows import per_sample
 from robustbench_lite.streams import Streams
 
 
-def partnered(draw: Streams, alpha: float) -> tuple[Tensor, Tensor]:
+def partnered(draw: Streams, alpha: float, stream: str = "mixing") -> tuple[Tensor, Tensor]:
     """(B,) the row of every image's partner, and (B,) the share that it keeps of itself, of the distribution Beta(alpha, alpha).
 
     The images stand in a ring by a number drawn for each, and the next one is the partner; so every image is a partner once, and none its
     own unless it is alone. The published codes shuffle the batch, where some meet themselves, and draw one share for the whole batch.
-    Partners come from this process's images: with other images beside it, an image is mixed with another one.
+    Partners come from this process's images: with other images beside it, an image is mixed with another one. Under another `stream`
+    they are others.
     """
-    gammas = draw.gamma("mixing", alpha, 3)
+    gammas = draw.gamma(stream, alpha, 3)
     ring = gammas[:, 2].argsort(stable=True)
     partner = torch.empty_like(ring)
     partner[ring] = ring.roll(-1)

@@ -9,6 +9,7 @@ from robustbench_lite.calibration import answers, reliability
 from robustbench_lite.corruption_metrics import Figure as Score
 from robustbench_lite.distances import broken_after
 from robustbench_lite.results import Result, Verdict
+from robustbench_lite.shape_bias import CATEGORIES
 from robustbench_lite.shape_bias import PUBLISHED as SHAPE_PUBLISHED
 
 from .drawing import COLOURS, INK, MARKERS, WIDTH, Chart, drawing, legend, svg
@@ -100,7 +101,8 @@ def shape_biases(rows: Sequence[ShapeRow]) -> Chart:
     """Shape bias per category, beside the figures over all images that were published for people and networks."""
     categories = [row for row in rows if row.category != "all" and row.bias is not None]
     whole = rows[0]
-    with drawing(WIDTH, 1.2 + 0.3 * (len(categories) + len(SHAPE_PUBLISHED) + 2)) as (figure, axes):
+    known_of = SHAPE_PUBLISHED if {row.category for row in rows} <= {"all", *CATEGORIES} else ()
+    with drawing(WIDTH, 1.2 + 0.3 * (len(categories) + len(known_of) + 2)) as (figure, axes):
         labels: list[tuple[float, str]] = []
         for place, row in enumerate(categories):
             axes.hlines(place, 100 * row.ci_low, 100 * row.ci_high, color=COLOURS[1], linewidth=1.4)
@@ -111,19 +113,19 @@ def shape_biases(rows: Sequence[ShapeRow]) -> Chart:
             axes.hlines(below, 100 * whole.ci_low, 100 * whole.ci_high, color=INK, linewidth=1.6)
             axes.plot([100 * whole.bias], [below], marker="D", color=INK, markersize=7, linestyle="")
         labels.append((below, "this model, all"))
-        for offset, known in enumerate(sorted(SHAPE_PUBLISHED, key=lambda p: -p.bias), 1):
+        for offset, known in enumerate(sorted(known_of, key=lambda p: -p.bias), 1):
             human = known.name == "humans"
             marker, colour = ("^", COLOURS[2]) if human else ("s", COLOURS[0])
             axes.plot([100 * known.bias], [below + offset], marker=marker, color=colour, markersize=7 if human else 5, linestyle="")
             labels.append((below + offset, known.name))
         axes.set_yticks([at for at, _ in labels], [text for _, text in labels], fontsize=9)
-        axes.set_ylim(below + len(SHAPE_PUBLISHED) + 0.7, -0.7)
+        axes.set_ylim(below + len(known_of) + 0.7, -0.7)
         axes.set(xlim=(-2, 102), xlabel="shape bias, %")
         axes.axhline(len(categories) - 0.2, color=INK, alpha=0.25, linewidth=0.8)
         axes.grid(axis="x", color=INK, alpha=0.12, linewidth=0.6)
         drawn = svg(figure, "shapes")
     note = (
         "0: by texture alone, 100: by shape alone. Above the line: this model by the category of the shape, with 95 % intervals. "
-        "Below: all images, and published figures."
+        f"Below: all images{', and published figures' if known_of else ''}."
     )
     return Chart("Shape bias", note, drawn)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from robustbench_lite.results import Result
-from robustbench_lite.shape_bias import Cues, cues, shape_bias
+from robustbench_lite.shape_bias import CATEGORIES, Cues, cues, shape_bias
 
 CUE_CONFLICT = "cue-conflict"
 
@@ -30,10 +30,11 @@ def shape_rows(result: Result) -> list[ShapeRow]:
     """One row for all images and one per category; none of a run on other images. An undecided image is a decision for neither cue."""
     if result.config["data"]["name"] != CUE_CONFLICT:
         return []
-    conflicts = [v for v in result.of("clean") if len(set(cues(v.sample_id))) == 2]
+    names = result.config["data"].get("class_names") or list(CATEGORIES)
+    conflicts = [v for v in result.of("clean") if len(set(cues(v.sample_id, names))) == 2]
     if not conflicts:
         return []
-    found = shape_bias((v.sample_id, v.prediction if v.broken is not None else None) for v in conflicts)
+    found = shape_bias(((v.sample_id, v.prediction if v.broken is not None else None) for v in conflicts), names)
     return [_row("all", found), *(_row(name, counted) for name, counted in found.per_class.items())]
 
 

@@ -7,16 +7,17 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from .classifier import Preprocess
 from .data import IMAGENET_EPS
 from .errors import DataError
-from .imagefolder import read_folder
+from .imagefolder import class_folders, read_folder
 from .labelled import LabelledImages
 from .pictures import Files
 from .readout import Groups, Readout, Subset
 from .registry import data
-from .shape_bias import CATEGORIES, TEXTURE_VS_SHAPE
+from .shape_bias import CATEGORIES, TEXTURE_VS_SHAPE, cues
 from .synsets import bundled, class_names, imagenet_synsets, subset_indices, usual_index
 
 VALIDATION = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG", re.IGNORECASE)
@@ -123,9 +124,27 @@ def _stimuli(path: str, title: str) -> Folder:
 
 
 @data("cue-conflict")
-def cue_conflict(path: str) -> Folder:
-    """1,280 pictures with the shape of one category and the texture of another, labelled by shape; 16 categories. `cue-conflict:/path`"""
-    return _stimuli(path, "cue-conflict")
+def cue_conflict(path: str, classes: Literal["imagenet", "own"] = "imagenet") -> Folder | OwnConflicts:
+    """1,280 pictures with the shape of one category and the texture of another, labelled by shape; 16 categories. `cue-conflict:/path`
+
+    With `classes=own`, pictures of your own that are named so, whose folders, sorted, are the model's classes.
+    """
+    return _stimuli(path, "cue-conflict") if classes == "imagenet" else OwnConflicts(path)
+
+
+@dataclass(frozen=True)
+class OwnConflicts:
+    """Cue conflicts between other classes than the 16 categories: SHAPE/SHAPE1-TEXTURE2.png, every class with a folder."""
+
+    path: str
+
+    def read(self, preprocess: Preprocess | None) -> LabelledImages:
+        folder = found(self.path, "a folder of cue conflicts", "docs/texture_digits.py, as an example")
+        images = read_folder(folder, None, as_published(preprocess))
+        names = class_folders(folder)
+        for key in images.ids:
+            cues(key, names)  # now, and not when the report is written
+        return replace(images, name="cue-conflict", classes=len(names), class_names=names)
 
 
 @data("edges")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from .errors import DataError
@@ -82,31 +82,35 @@ class ShapeBias(Cues):
     per_class: Mapping[str, Cues]
 
 
-def cues(sample_id: str) -> tuple[str, str]:
+def cues(sample_id: str, names: Collection[str] = CATEGORIES) -> tuple[str, str]:
     """The categories of shape and texture that an image's name says: `bear/bear1-clock2.png` is a bear made of clocks.
+
+    Args:
+        names: of the categories that there are.
 
     Raises:
         DataError: the name is none of a cue-conflict image.
     """
     match = NAME.search(sample_id)
-    if match is None or not {match[1], match[2]} <= set(CATEGORIES):
-        raise DataError(f"{sample_id} is not named as a cue-conflict image, SHAPE/SHAPE1-TEXTURE2.png with two of {', '.join(CATEGORIES)}")
+    if match is None or not {match[1], match[2]} <= set(names):
+        raise DataError(f"{sample_id} is not named as a cue-conflict image, SHAPE/SHAPE1-TEXTURE2.png with two of {', '.join(names)}")
     return match[1], match[2]
 
 
-def shape_bias(decisions: Iterable[tuple[str, int | None]]) -> ShapeBias:
+def shape_bias(decisions: Iterable[tuple[str, int | None]], categories: Collection[str] = CATEGORIES) -> ShapeBias:
     """The shape bias of decisions; images whose two categories are one are left out.
 
     Args:
-        decisions: sample ids, and predictions as positions in CATEGORIES; None, where there was none, is for neither cue.
+        decisions: sample ids, and predictions as positions in `categories`; None, where there was none, is for neither cue.
+        categories: their names, in the order of the model's classes.
 
     Raises:
         DataError: an id that is none of a cue-conflict image, or no image with two categories.
     """
-    names = list(CATEGORIES)
+    names = list(categories)
     counts: Counter[tuple[str, str]] = Counter()
     for sample_id, prediction in decisions:
-        shape, texture = cues(sample_id)
+        shape, texture = cues(sample_id, names)
         if shape != texture:
             said = None if prediction is None else names[prediction]
             counts[shape, "shape" if said == shape else "texture" if said == texture else "other"] += 1

@@ -1,0 +1,162 @@
+"""Stylised training, images repainted by AdaIN (Geirhos et al., ICLR 2019, https://arxiv.org/abs/1811.12231)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from robustbench_lite.classifier import Images, Preprocess
+from robustbench_lite.defending import About, Batch, Kind
+from robustbench_lite.errors import DataError, ModelError, UsageError
+from robustbench_lite.imagefolder import SUFFIXES
+from robustbench_lite.pictures import Files
+from robustbench_lite.registry import defense
+from robustbench_lite.streams import Streams
+from robustbench_lite.style import SMALLEST, Decoder, Encoder, adain, moments, read_decoder, read_encoder
+
+PIXELS = 2**19
+"""Images are repainted in parts of about so many pixels: relu1_1 alone has 64 values a pixel."""
+
+TRIED = 4
+"""Paintings on which it is tried whether the decoder undoes the encoder."""
+
+
+@defense("stylised")
+@dataclass(frozen=True)
+class Stylised:
+    """Repaint images in the style of paintings, so that texture says nothing of the class and shape does.
+
+    Costs a pass through VGG-19 and its decoder for every repainted image, several times a ResNet-50's step, and memory of 4 kB a painting.
+    The weights and the paintings are yours to bring (the paper's: AdaIN's own and Kaggle's Painter by Numbers); without them, see
+    `style-statistics`. The paper repaints every image once and keeps it, here each epoch draws a painting anew. Images of 32 pixels have
+    only 4 x 4 places to repaint.
+
+    Args:
+        encoder: weights of VGG-19, torchvision's or the authors', as .safetensors or of torch.save.
+        decoder: weights of the decoder that was trained for this encoder.
+        styles: a folder of pictures, at any depth.
+        alpha: how far the features go from the image's moments (0) to the painting's (1).
+        share: of the images; 1 is SIN, 0.5 SIN+IN.
+    """
+
+    kind: ClassVar[Kind] = "augmentation"
+    trained_on: ClassVar[tuple[str, ...]] = ("stylise",)
+
+    encoder: str
+    decoder: str
+    styles: str
+    alpha: Annotated[float, Field(ge=0, le=1)] = 1.0
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+    @cached_property
+    def studio(self) -> "Studio":
+        """Nothing but training asks for it: a checkpoint says its defense where neither weights nor paintings are."""
+        return Studio(read_encoder(self.encoder), read_decoder(self.decoder), paintings(self.styles))
+
+    def informed(self, about: About) -> "Stylised":
+        """Itself, its networks loaded and on the device.
+
+        Raises:
+            UsageError: images of other than 1 or 3 channels, or too small.
+            ModelError, DataError: weights or paintings that cannot be used.
+        """
+        channels, height, width = about.shape
+        if channels not in (1, 3) or min(height, width) < SMALLEST:
+            raise UsageError(
+                f"stylised: images of {channels} channels and {height} x {width} pixels cannot be repainted: "
+                f"it takes 1 or 3 channels and {SMALLEST} pixels a side, see style-statistics"
+            )
+        self.studio.to(about.device)
+        self.studio.check(height, width)
+        return self
+
+    def augment(self, batch: Batch, draw: Streams) -> Batch:
+        chances = draw.uniform("stylised", 2)
+        rows = (chances[:, 0] < self.share).nonzero()[:, 0]
+        if not len(rows):
+            return batch
+        styles = (chances[rows, 1].double() * len(self.studio.paintings)).long()
+        images = batch.images.clone()
+        images[rows] = self.studio.repainted(batch.images[rows], styles.tolist(), self.alpha)
+        return replace(batch, images=images)
+
+
+@dataclass(eq=False)
+class Studio:
+    """The networks and the paintings. moments: (2, 512, 1, 1) mean and standard deviation of the paintings looked at so far."""
+
+    encoder: Encoder
+    decoder: Decoder
+    paintings: Sequence[Path]
+    moments: dict[int, Tensor] = field(default_factory=dict)
+
+    def to(self, device: torch.device) -> None:
+        self.encoder.to(device)
+        self.decoder.to(device)
+
+    def check(self, height: int, width: int) -> None:
+        """Try the networks on a few paintings.
+
+        Raises:
+            ModelError: what comes back is farther from them than their mean colour, as from a decoder that belongs to another encoder.
+            DataError: a painting that cannot be read.
+        """
+        tried = torch.stack([self.painting(index, height, width) for index in range(min(TRIED, len(self.paintings)))])
+        back = self.repainted(tried, range(len(tried)), 0.0)
+        lost, flat = (back - tried).square().mean(), (tried.mean((2, 3), keepdim=True) - tried).square().mean()
+        if not bool(lost <= flat):
+            raise ModelError(
+                f"stylised: paintings come back from the decoder with a mean square error of {float(lost):.3f}, and one flat colour "
+                f"would have {float(flat):.3f}: name the decoder that was trained for this encoder"
+            )
+
+    @torch.no_grad()
+    def repainted(self, images: Images, styles: Sequence[int], alpha: float) -> Images:
+        """(B, C, H, W) in [0, 1]: the images, each after the painting of its number."""
+        height, width = images.shape[2:]
+        made = []
+        at_once = max(1, PIXELS // (height * width))
+        for first in range(0, len(images), at_once):
+            features = self.encoder(images[first : first + at_once].expand(-1, 3, -1, -1))
+            if alpha:  # else the paintings need not be looked at
+                mean, std = torch.stack([self._moments(style, height, width) for style in styles[first : first + at_once]]).unbind(1)
+                features = torch.lerp(features, adain(features, mean, std), alpha)
+            made.append(self.decoder(features)[:, :, :height, :width].clamp(0, 1))
+        painted = torch.cat(made)
+        return painted if images.shape[1] == 3 else painted.mean(1, keepdim=True)
+
+    def painting(self, index: int, height: int, width: int) -> Images:
+        """(3, H, W): a painting cut to a picture of this size, its shorter side having been 8/7 as long.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        framed = Preprocess(size=(height, width), resize=round(max(height, width) * 8 / 7))
+        return Files(self.paintings, framed)[index].to(self.encoder.colours.weight.device)
+
+    def _moments(self, index: int, height: int, width: int) -> Tensor:
+        if index not in self.moments:
+            # one by one, so that a painting's moments are the same to the last bit whatever was looked at with it
+            features = self.encoder(self.painting(index, height, width)[None])
+            self.moments[index] = torch.cat(moments(features))
+        return self.moments[index]
+
+
+def paintings(folder: str | Path) -> list[Path]:
+    """The pictures in a folder, at any depth, sorted.
+
+    Raises:
+        DataError: no such folder, or no pictures in it.
+    """
+    place = Path(folder).expanduser()
+    if not place.is_dir():
+        raise DataError(f"there is no folder of paintings {place}")
+    found = sorted(path for path in place.rglob("[!.]*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    if not found:
+        raise DataError(f"{place} has no pictures (looked for {' '.join(sorted(SUFFIXES))}): put the paintings there")
+    return found
