@@ -126,6 +126,12 @@ def stacked(images: list[Tensor], name: str) -> Images:
     return torch.stack(images)
 
 
+def some_of(data: LabelledImages, seed: int, count: int) -> Images:
+    """(N, C, H, W) so many of the images, drawn under the seed, or all if there are fewer."""
+    chosen = generator(seed, "some images").permutation(len(data))[:count]
+    return stacked([data.pictures[int(i)] for i in chosen], data.name)
+
+
 def smoothed(labels: Tensor, classes: int, smoothing: float) -> Tensor:
     """(B, K) targets: 1 - smoothing for the label, the rest evenly over the other classes (He et al., CVPR 2019, section 5.2)."""
     targets = torch.full((len(labels), classes), smoothing / (classes - 1), device=labels.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from math import ceil
 from pathlib import Path
 
@@ -78,6 +79,8 @@ def run_job(request: Request, world: World, report: Report, *, fresh: bool = Fal
     if selection is not None and selection.score is not None:
         facts |= {"chosen_epoch": selection.epoch, "held_out_accuracy": selection.score.attacked}
     save(classifier, out, made, facts)
+    for ending, text in training.defenses.written().items():
+        write_whole(out.with_name(f"{out.stem}.{ending}"), partial(Path.write_text, data=text, encoding="utf-8"))
     draw_plot(picture, training.running.epochs, f"{made.architecture}, {made.defense}", None if selection is None else selection.epoch)
     state.unlink(missing_ok=True)
     low, high = wilson(correct, n)

@@ -23,6 +23,9 @@ Matrices = Tensor
 NUDGE = 0.01
 """Levels added before an interpolated value is truncated, as PIL does: weights that add up to 1 - 1e-7 would make a white area 254."""
 
+GREY = 128.0
+"""Of the square that `cutout` leaves."""
+
 
 def looked_up(x: Levels, tables: Tables) -> Levels:
     return tables.gather(2, x.flatten(2).long()).view_as(x)
@@ -59,6 +62,11 @@ def solarize(x: Levels, threshold: Tensor) -> Tables:
     return torch.where(levels < threshold[:, None, None], levels, 255 - levels).expand(-1, x.shape[1], -1)
 
 
+def inverted(x: Levels) -> Tables:
+    """Every level as far from white as it was from black."""
+    return (255 - _levels(x)).expand(len(x), x.shape[1], -1)
+
+
 def brightness(x: Levels, factor: Tensor) -> Tables:
     """Every level times `factor` (N,)."""
     return (_levels(x) * factor[:, None, None]).clamp(0, 255).floor().expand(-1, x.shape[1], -1)
@@ -81,6 +89,23 @@ def sharpness(x: Levels, factor: Tensor) -> Levels:
     sums = avg_pool2d(x, 3, 1, divisor_override=1) + 4 * x[:, :, 1:-1, 1:-1]
     smooth[:, :, 1:-1, 1:-1] = (sums / 13 + 0.5).floor()
     return _blended(smooth, x, factor)
+
+
+def paired(x: Levels, others: Levels, share: Tensor) -> Levels:
+    """Every image with another one (N, C, H, W) over it, of which `share` (N,) in 0..1 is seen."""
+    return _blended(others, x, 1 - share)
+
+
+def cutout(x: Levels, side: Tensor, middle: Tensor) -> Levels:
+    """A grey square whose sides are `side` (N,) pixels, as far as it is in the image, about `middle` (N, 2) down and across in pixels.
+
+    A pixel is grey where its own middle is inside; a square of no size changes nothing.
+    """
+    inside = [
+        ((torch.arange(size, device=x.device) + 0.5 - place[:, None]).abs() < side[:, None] / 2)
+        for size, place in zip(x.shape[2:], middle.unbind(1), strict=True)
+    ]
+    return torch.where(inside[0][:, None, :, None] & inside[1][:, None, None, :], GREY, x)
 
 
 def moved(x: Levels, matrices: Matrices) -> Levels:

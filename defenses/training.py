@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, astuple, dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from robustbench_lite.trained import Made
 
 from .adversary import evaluating
 from .average import Average
-from .feed import Feed, counted
+from .feed import Feed, counted, some_of
 from .framing import Frame, framing
 from .optimizing import optimizer_for, start_at_zero
 from .recipe import Recipe
@@ -120,7 +121,8 @@ class Training:
         self.state_file, self.report = state_file, report
         self.probe = data[0][0][None]
         _, channels, height, width = self.probe.shape
-        about = About(counted(data), dict(data.default_eps), world.device, (channels, height, width))
+        some = partial(some_of, data, recipe.seed)
+        about = About(counted(data), dict(data.default_eps), world.device, (channels, height, width), recipe.seed, some)
         self.defenses = Defenses.parse(made.defense).trainable().informed(about)
         self.feed = Feed.of(data, recipe, world)
         self.classifier = self._at_the_start(made, init).to(world.device).train()
@@ -166,6 +168,7 @@ class Training:
                 self._step(batch, draw, everyone)
                 running.step, running.seconds = running.step + 1, before + time.monotonic() - started
                 ends = running.step % feed.per_epoch == 0
+                self.defenses.stepped(self.world, ends)
                 if ends or time.monotonic() - kept >= STATE_SECONDS:
                     self._check()
                     if ends:
@@ -253,6 +256,7 @@ class Training:
                 "average": None if self.average.model is None else self.average.model.state_dict(),
                 "scaler": self.scaler.state_dict(),
                 "selection": None if self.selection is None else self.selection.state(),
+                "defenses": self.defenses.state(),
                 "step": self.running.step,
                 "total": self.running.total,
                 "seconds": self.running.seconds,
@@ -277,6 +281,7 @@ class Training:
         self.scaler.load_state_dict(state["scaler"])
         if self.selection is not None:
             self.selection.restore(state["selection"])
+        self.defenses.restore(state["defenses"])
         epochs = tuple(Epoch(*epoch) for epoch in state["epochs"])
         self.running = Running(state["step"], state["total"], state["seconds"], epochs)
         return True

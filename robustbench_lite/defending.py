@@ -8,6 +8,9 @@ A defense is a frozen dataclass, registered in a file of its own, that has a `ki
     fit(step) -> (B,)                    what is minimised in place of the cross-entropy of the images
     penalty(step) -> (B,)                what is minimised besides
     informed(about) -> Defense           the same defense, told of the training data before the first step
+    stepped(together, over) -> None      called after every step; `over` after the last of an epoch
+    state() -> dict, restore(state)      what a defense that learns needs besides, to go on where a training was interrupted
+    written() -> dict[str, str]          texts to leave beside the checkpoint, by how the files' names end
     wrap(classifier) -> Classifier       around a trained classifier, when it is used
 
 A trained defense has no `wrap`; one that is put around a model has nothing else. What is random is drawn from `draw`, whose rows are
@@ -16,7 +19,7 @@ the batch's images under keys of their own, so that a step does not depend on ho
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -95,15 +98,39 @@ def soft_cross_entropy(logits: Logits, targets: Tensor) -> Tensor:
     return -(targets * logits.log_softmax(1)).sum(1)
 
 
+def _no_images(count: int) -> Images:
+    raise ValueError("no training images are at hand: give About.some")
+
+
 @dataclass(frozen=True)
 class About:
-    """What a defense may have to know before training: how many training images each class has, the usual radius of an attack on these
-    data per norm, where the computing is done, and the shape (C, H, W) of an image."""
+    """What a defense may have to know before training.
+
+    Args:
+        counts: how many training images each class has.
+        eps: the usual radius of an attack on these data, per norm.
+        device: where the computing is done.
+        shape: (C, H, W) of an image.
+        seed: of the training.
+        some: so many training images (N, C, H, W), or all if there are fewer; the same ones each time.
+    """
 
     counts: tuple[int, ...]
     eps: dict[str, float]
     device: torch.device
     shape: tuple[int, int, int]
+    seed: int = 0
+    some: Callable[[int], Images] = _no_images
+
+
+class Together(Protocol):
+    """The processes that train together, as a defense may need them; one alone changes nothing."""
+
+    def total(self, value: Tensor) -> Tensor:
+        """The sum of a tensor over all of them."""
+
+    def agree(self, tensors: Iterable[Tensor]) -> None:
+        """All take the values of the first."""
 
 
 class Defense(Protocol):
@@ -168,7 +195,31 @@ class Defenses:
         return self
 
     def informed(self, about: About) -> Defenses:
-        return Defenses(tuple(part.informed(about) if hasattr(part, "informed") else part for part in self.parts))
+        """
+        Raises:
+            BadSpec: two parts say what is minimised in place of the cross-entropy, so that one would do nothing.
+        """
+        told = Defenses(tuple(part.informed(about) if hasattr(part, "informed") else part for part in self.parts))
+        if len(fits := told._having("fit")) > 1:
+            one, other = map(_name, fits[:2])
+            raise BadSpec(f"{one} and {other} both say what is minimised: take one of the two")
+        return told
+
+    def stepped(self, together: Together, over: bool) -> None:
+        for part in self._having("stepped"):
+            part.stepped(together, over)
+
+    def state(self) -> list[dict[str, Any]]:
+        """What `restore` takes, tensors and plain values."""
+        return [part.state() for part in self._having("state")]
+
+    def restore(self, states: Sequence[dict[str, Any]]) -> None:
+        for part, state in zip(self._having("state"), states, strict=True):
+            part.restore(state)
+
+    def written(self) -> dict[str, str]:
+        """Texts to leave beside the checkpoint, by how the files' names end: `policies.json`."""
+        return {ending: text for part in self._having("written") for ending, text in part.written().items()}
 
     def rebuild(self, model: nn.Module) -> nn.Module:
         for part in self._having("rebuild"):

@@ -7,6 +7,7 @@ import inspect
 import re
 import sys
 from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,15 +23,17 @@ from robustbench_lite.registry import DEFENSES
 from robustbench_lite.streams import Streams
 
 CPU = torch.device("cpu")
-NEEDS = {"distill": "distill:teacher=digits_cnn"}
+NEEDS = {"distill": "distill:teacher=digits_cnn", "policy": f"policy:{Path(__file__).parent / 'goldens' / 'policies.json'}"}
 """Specs of defenses that do not go without a parameter."""
 
 SPECS = {name: NEEDS.get(name, name) for name in DEFENSES.names()}
-ABOUT = About(counts=(5,) * 10, eps={"linf": 0.1, "l2": 1.0}, device=CPU, shape=(3, 32, 32))
 
 
 def images(count: int = 6) -> Tensor:
     return torch.rand(count, 3, 32, 32, generator=torch.Generator().manual_seed(0)).mul(255).round() / 255
+
+
+ABOUT = About(counts=(5,) * 10, eps={"linf": 0.1, "l2": 1.0}, device=CPU, shape=(3, 32, 32), some=images)
 
 
 def targets(count: int = 6) -> Tensor:
