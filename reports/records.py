@@ -41,6 +41,8 @@ def derived(result: Result) -> dict[str, Records]:
         "shape_bias": _records(shape_rows(result)),
         "findings": _records(finding_rows(result)),
         "doubts": _records(doubted(result)),
+        "certificates": _records(result.proof_rows),
+        "proofs": _records(result.proofs),
         "per_class": _records(class_rows(result)),
     }
 

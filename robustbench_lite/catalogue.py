@@ -17,6 +17,7 @@ REGISTRIES = {
     r.plural: r
     for r in (
         registry.ATTACKS,
+        registry.CERTIFICATES,
         registry.GOALS,
         registry.CORRUPTIONS,
         registry.PERTURBATIONS,

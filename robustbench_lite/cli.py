@@ -89,6 +89,9 @@ def evaluate(
     ] = None,
     eot: Annotated[int | None, opt(ATTACK, "Answers of a randomised model that an attack averages. Default: 20.")] = None,
     votes: Annotated[int, opt(ATTACK, "Answers by which a randomised model is judged, image by image.")] = 10,
+    certify: Annotated[
+        list[str] | None, opt(TRUST, "Prove what no attack can break: crown, ibp or smoothing. Repeat for more.", negative="")
+    ] = None,
     doubt: Annotated[
         bool, opt(TRUST, "Try further attacks on the images that are left, to say how far the figures can be believed.", negative="")
     ] = False,
@@ -158,10 +161,11 @@ def evaluate(
         seed,
     ]
     asked += [corruption, storage_jpeg, frost_dir] if corruption else []
+    asked += [certify] if certify else []
     asked += [fit_data] if fit_data else []
     asked += [patience, radii] if patience or radii else []
     asked += [settle, twin, training_data] if doubt or settle else []
-    done = "+".join(spec.split(":")[0] for spec in [*(corruption or ()), *(attack or ())]) or "clean"
+    done = "+".join(spec.split(":")[0] for spec in [*(corruption or ()), *(attack or ()), *(certify or ())]) or "clean"
     folder = out or default_folder(asked, f"{Path(model).name.split(':')[0]}-{done}")
     with bars() as progress:
         result = run(
@@ -188,6 +192,7 @@ def evaluate(
             surrogates=surrogate or (),
             eot=eot,
             votes=votes,
+            certify=certify or (),
             doubt=doubt,
             settle=settle,
             twin=twin,

@@ -15,6 +15,7 @@ from .gate import commands as gating
 
 Kind = Literal[
     "attacks",
+    "certificates",
     "goals",
     "corruptions",
     "perturbations",

@@ -121,9 +121,7 @@ def jobs(
         UsageError: an attack without this norm, an eps that is no size, no default eps for the data, the same condition twice, an
             attack that cannot be made on a surrogate.
     """
-    sizes = None if eps is None else [_size(e) for e in (eps if isinstance(eps, Sequence) and not isinstance(eps, str) else [eps])]
-    if sizes == []:
-        raise UsageError("the list of eps is empty: leave eps out for the data set's usual one")
+    sizes = sizes_of(eps)
     planned: list[Job] = []
     for asked in attacks:
         means = asked if isinstance(asked, Means) else None
@@ -164,6 +162,20 @@ def _one_search(first: Job, other: Job) -> bool:
     shared = ("attack", "norm", "goal", "target", "source")
     same = all(getattr(first.condition, each) == getattr(other.condition, each) for each in shared)
     return same and boundless(first.attack, first.condition.goal)
+
+
+def sizes_of(eps: Sequence[float | str] | float | str | None) -> list[float] | None:
+    """The sizes that were asked for, None for the usual ones.
+
+    Raises:
+        UsageError: there are none, or one is no number.
+    """
+    if eps is None:
+        return None
+    sizes = [_size(each) for each in (eps if isinstance(eps, Sequence) and not isinstance(eps, str) else [eps])]
+    if not sizes:
+        raise UsageError("the list of eps is empty: leave eps out for the data set's usual one")
+    return sizes
 
 
 def _size(eps: float | str) -> float:

@@ -23,6 +23,7 @@ from .labelled import LabelledImages
 from .overlap import overlaps
 from .patients import no_patient_in_both
 from .plan import Attack
+from .proofs import certified
 from .radii import digest as digest_of
 from .radii import radii_of
 from .requested import (
@@ -56,6 +57,7 @@ def evaluate(
     frost_dir: str | Path | None = None,
     baseline: str | None = None,
     trained_on: Sequence[str] = (),
+    certify: Sequence[str] | str = (),
     eps: float | str | Sequence[float | str] | None = None,
     norm: str | None = None,
     target: Target | None = None,
@@ -105,6 +107,8 @@ def evaluate(
             {"fog": 0.82}, "flip_probability": {"translate": 0.11}, "t5d": {"translate": 1.2}}. None: AlexNet's errors for ImageNet-C.
         trained_on: augmentations that the model was trained on, for a warning where they are what the corruptions do; a checkpoint of
             `robust-train` says by itself which defense it has.
+        certify: specs of certificates (`robust-eval list certificates`), which prove up to every eps of the run in a norm that they have;
+            with the attacks they make brackets, [certified, surviving].
         eps: one or several radii, in [0, 1] pixel units (`8/255` as text is fine). None: the usual one of the data set.
         norm: linf, l2, l1, l0, pixels, patch, handling, spatial, colour or flow. None: each attack's first.
         target: a class that every image is driven to, `least-likely`, or a goal such as `upcoding`; images that have this label, or offer
@@ -193,7 +197,7 @@ def evaluate(
     if images.variants and (storage_jpeg is not None or frost_dir is not None):
         raise UsageError(f"{images.name} was corrupted and stored by others: leave --storage-jpeg and --frost-dir out")
     if attacks is None:
-        attacks = () if shifted or perturbed else ("pgd",)
+        attacks = () if shifted or perturbed or certify else ("pgd",)
     asked: list[str | Attack | Means] = list(attacks) if isinstance(attacks, (list, tuple)) else [attacks]  # type: ignore[list-item]  # one alone
     if not images.has_clean and (asked or perturbed):
         raise UsageError(
@@ -212,8 +216,11 @@ def evaluate(
         disease=images.disease,
         scaled=radii is not None,
     )
+    if radii is not None and certify:
+        raise UsageError("certificates are for balls of one size: leave --radii or --certify out")
     if radii is not None and any(learns(job) for job in planned):
         raise UsageError("what an attack learns is made for one size and all images: leave --radii out, or the attack")
+    proofs = certified([certify] if isinstance(certify, str) else certify, classifier, images, planned, norm, eps)
     own_radii = None if radii is None else radii_of(radii, images.ids)
     goals = goals_of(job.condition for job in planned)
     aim = planned[0].target if planned else target
@@ -250,6 +257,7 @@ def evaluate(
         *([Condition("clean", "clean")] if images.has_clean else []),
         *(shift.condition for shift in shifted),
         *(each.condition for each in perturbed),
+        *(each.condition for each in proofs),
         *(job.condition for job in planned),
         *(each.job.condition for each in doubted),
     ]
@@ -348,6 +356,7 @@ def evaluate(
             doubt=doubt,
             doubts=doubted,
             settle=settle,
+            certified=proofs,
             training=training,
             learn_from=learn_from,
             enough=enough or (lambda *_: False),

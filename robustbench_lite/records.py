@@ -13,8 +13,10 @@ from typing import Any
 
 from . import witnesses
 from .matrix import TransferVerdict
-from .results import VERDICT_FIELDS, Condition, Result, Verdict, Witness, worst_case
+from .proofs import PROOF_FIELDS, ProofVerdict
+from .results import VERDICT_FIELDS, Condition, Result, Verdict, Witness
 from .sequences import SequenceVerdict
+from .worst import worst_case
 
 JSON_FIELDS = {"label", "clean_prediction", "prediction", "stages", "outputs", "approach"}  # a class or one 0/1 per finding; a mapping
 TRANSFER_FIELDS = tuple(f.name for f in fields(TransferVerdict))
@@ -69,6 +71,9 @@ def read_result(
     transferred.sort(key=lambda v: (order[0].index(v.condition), order[1].index(v.target)))
     sequenced = [_sequenced(row) for row in database.execute(f"SELECT {', '.join(SEQUENCE_FIELDS)} FROM sequenced")]
     sequenced.sort(key=lambda v: order[0].index(v.condition))
+    asked = ", ".join(f"p.{name}" for name in PROOF_FIELDS)
+    proved = database.execute(f"SELECT {asked} FROM proofs p LEFT JOIN samples s USING (sample_id) ORDER BY s.position")
+    proofs = sorted(map(proof_verdict, proved), key=lambda v: order[0].index(v.condition))
     return Result(
         config,
         [*conditions, *worst_conditions],
@@ -80,7 +85,14 @@ def read_result(
         sequenced,
         dict(database.execute("SELECT condition, picture FROM shown")),
         left_out,
+        proofs,
+        [c for c in planned if c.kind == "certified"],
     )
+
+
+def proof_verdict(row: Sequence[Any]) -> ProofVerdict:
+    values = dict(zip(PROOF_FIELDS, row, strict=True))
+    return ProofVerdict(**values | {"proven": bool(values["proven"])})
 
 
 def _sequenced(row: Sequence[Any]) -> SequenceVerdict:

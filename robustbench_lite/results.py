@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from .diagnostics import Finding
+    from .proofs import Bracket, ProofRow, ProofVerdict
     from .sequences import SequenceRow, SequenceVerdict
     from .trust import Trust
 
@@ -39,7 +40,8 @@ class Condition:
     the surrogate that a transfer attack was made on, `corruption` what a `severity` belongs to. `doors` says what each part of the attack
     was let see, as part -> door. A `doubt` is an attack that was tried on the images which those that were asked for had left; `eot` is
     how many answers of a randomised model it averages, where that is not as the run does. Where every image has a ball of its own size, eps
-    is in multiples of that (`scaled`).
+    is in multiples of that (`scaled`). A `certificate` is the spec of what proves, with the `confidence` of a single proof, and `proof_of`
+    the digest of the model that it proves something of.
     """
 
     name: str
@@ -55,6 +57,9 @@ class Condition:
     doors: Mapping[str, str] = field(default_factory=dict, hash=False)
     eot: int | None = None
     scaled: bool = False
+    certificate: str | None = None
+    confidence: float | None = None
+    proof_of: str | None = None
 
 
 @dataclass(frozen=True, slots=True)  # there are millions of them
@@ -139,60 +144,6 @@ def size_text(eps: float, scaled: bool) -> str:
     return f"{eps:g}x" if scaled else eps_text(eps)
 
 
-def worst_case(conditions: Sequence[Condition], verdicts: Iterable[Verdict]) -> tuple[list[Condition], list[Verdict]]:
-    """Per norm and eps, a `worst[norm,eps]` condition: an image is broken when any attack of that size broke it, or when one of another
-    size in that norm found a broken image that is as near; doubts count as attacks. Its nearest is that of all.
-
-    An image that no attack broke and some attack left undecided is undecided. In an unfinished run, images that some attack has yet to
-    try are left out: they must not look better than they will be.
-    """
-    attacks = {c.name: c for c in conditions if c.kind == "attack"}
-    searched = {c.name: c for c in conditions if c.kind in ("attack", "doubt")}
-    aim = next((f",target={c.target}" for c in attacks.values() if c.target is not None), "")  # one for the whole run
-    balls = dict.fromkeys((c.norm, c.eps, c.scaled) for c in attacks.values())
-    tries: dict[str | None, dict[str, list[Verdict]]] = {}
-    for v in verdicts:
-        if v.condition in searched:
-            tries.setdefault(searched[v.condition].norm, {}).setdefault(v.sample_id, []).append(v)
-    worst_conditions, worst_verdicts = [], []
-    for norm, eps, scaled in balls:
-        asked = {c.name for c in attacks.values() if (c.norm, c.eps) == (norm, eps)}
-        of_size = {c.name for c in searched.values() if (c.norm, c.eps) == (norm, eps)}
-        goal: Goal = "closest" if any(attacks[name].goal == "closest" for name in asked) else "first"
-        worst = Condition(f"worst[{norm},{size_text(eps or 0, scaled)}{aim}]", "worst", norm=norm, eps=eps, goal=goal, scaled=scaled)
-        found = []
-        for known in tries.get(norm, {}).values():
-            rows = [v for v in known if v.condition in of_size]
-            if sum(v.condition in asked for v in rows) == len(asked):
-                found.append(_worst_of(rows, known, float(eps or 0), worst))
-        if found:
-            worst_conditions.append(worst)
-            worst_verdicts += found
-    return worst_conditions, worst_verdicts
-
-
-def _worst_of(rows: Sequence[Verdict], known: Sequence[Verdict], eps: float, condition: Condition) -> Verdict:
-    """What is known of one image at one size.
-
-    Args:
-        rows: of the attacks of that size. known: of all sizes in the norm.
-    """
-    reach = (rows[0].radius or eps) * (1 + WITHIN)
-    broken = next((v for v in rows if v.broken), None) or next((replace(v, broken=True) for v in known if v.nearest <= reach), None)
-    first = broken or next((v for v in rows if v.broken is None), rows[0])
-    if condition.goal == "closest" and (nearest := min(known, key=lambda v: v.nearest)).nearest < first.nearest:
-        shown = ("distance", "prediction", "confidence", "approach", "broken_by", "restart", "precision", "witness")
-        first = replace(first, **{name: getattr(nearest, name) for name in shown}, broken=nearest.nearest <= reach or first.broken)
-    return replace(
-        first,
-        condition=condition.name,
-        forwards=sum(v.forwards for v in rows),
-        backwards=sum(v.backwards for v in rows),
-        steps=sum(v.steps for v in rows),
-        stages={},
-    )
-
-
 @dataclass(frozen=True)
 class StageRow:
     """What one attack of a cascade did: how many images it was given, how many of them it broke, and its passes per image."""
@@ -233,7 +184,7 @@ def stage_rows(condition: Condition, verdicts: Sequence[Verdict]) -> list[StageR
 TABLE_COLUMNS = (
     "model", "data", "condition", "kind", "norm", "eps", "severity", "n", "correct", "accuracy", "ci_low", "ci_high", "undecided",
     "mean_forwards", "mean_backwards", "seconds", "attack", "goal", "search", "success_all", "success_correct", "median_distance",
-    "trust", "at_most", "reasons",
+    "trust", "at_most", "reasons", "certified", "unsettled",
 )  # fmt: skip
 
 
@@ -293,6 +244,7 @@ class Result:
         sequenced: of a run with perturbation sequences, what the model says of every frame.
         shown: one image as it is (`clean`) and under every corruption, by condition, as a small JPEG.
         left_out: by condition, the images that it is not for, with the reason: NOTHING_TO_GAIN or LEARNT_FROM.
+        proofs: what the `certificates` proved, image by image.
     """
 
     config: Mapping[str, Any]
@@ -305,6 +257,8 @@ class Result:
     sequenced: Sequence[SequenceVerdict] = ()
     shown: Mapping[str, bytes] = field(default_factory=dict)
     left_out: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    proofs: Sequence[ProofVerdict] = ()
+    certificates: Sequence[Condition] = ()
 
     def of(self, condition: str) -> list[Verdict]:
         """The verdicts of one condition, in the data set's order."""
@@ -327,11 +281,13 @@ class Result:
         rows = []
         for c in self.conditions:
             if c.kind != "doubt":
+                between = self.brackets.get(c.name)
                 row, trust = table_row(c, self.of(c.name), model, data, self.seconds.get(c.name, 0.0), right), self.trust[c.name]
-                rows.append(row | {"trust": trust.level, "at_most": trust.at_most, "reasons": "; ".join(trust.reasons)})
+                row |= {"trust": trust.level, "at_most": trust.at_most, "reasons": "; ".join(trust.reasons)}
+                rows.append(row if between is None else row | {"certified": between.certified, "unsettled": len(between.unsettled)})
         # else names would become text of Arrow's where that is installed, which cannot hold a path whose bytes are no UTF-8
         with pd.option_context("mode.string_storage", "python"):
-            return pd.DataFrame(rows, columns=list(TABLE_COLUMNS)).astype({"severity": "Int64"})
+            return pd.DataFrame(rows, columns=list(TABLE_COLUMNS)).astype({"severity": "Int64", "unsettled": "Int64"})
 
     @cached_property
     def findings(self) -> list[Finding]:
@@ -346,6 +302,22 @@ class Result:
         from .trust import trusts
 
         return trusts(self)
+
+    @cached_property
+    def brackets(self) -> dict[str, Bracket]:
+        """Per row of attacks, what is proven of its images beside what survived; where certificates of the same model have its norm."""
+        from .proofs import Known
+
+        known = Known.of(self.certificates, self.proofs, self.config["model"]["digest"])
+        found = {c.name: known.bracket(c, self.of(c.name)) for c in self.conditions}
+        return {name: bracket for name, bracket in found.items() if bracket is not None}
+
+    @property
+    def proof_rows(self) -> list[ProofRow]:
+        """What every certificate proved of all images."""
+        from .proofs import proof_rows
+
+        return proof_rows(self.certificates, self.proofs, self.config["model"]["digest"])
 
     @property
     def headlines(self) -> dict[str, Trust]:

@@ -25,6 +25,7 @@ from .fitting import Lesson, halves, learns, taught
 from .judge import Judge
 from .labelled import LabelledImages
 from .passes import Passes
+from .proofs import Certified, Known, prove, refuse_contradiction
 from .results import LEARNT_FROM
 from .samples import Answer, Options, Samples
 from .shifts import Perturbed, Sequenced, Shift, Shifted, in_turn, thumbnail
@@ -45,6 +46,7 @@ class Session:
         wide: the images before they are cropped, for sequences whose frames move into the picture what lies beside it.
         twin: a model whose adversarial images are tried in doubt.
         doubt: look at what is dear too, and try `doubts`; `settle`: let findings plan more of them.
+        certified: certificates, which prove before anything is attacked.
         training: what the model learnt from, for diagnostics.
         learn_from: what attacks that learn do so from; None: half of the images.
         enough: ends conditions early.
@@ -64,6 +66,7 @@ class Session:
     doubt: bool = False
     doubts: Sequence[Doubt] = ()
     settle: bool = False
+    certified: Sequence[Certified] = ()
     training: LabelledImages | None = None
     learn_from: LabelledImages | None = None
     enough: Enough = lambda *_: False
@@ -93,17 +96,22 @@ class Session:
             self.samples.same_answers(self.classifier.name, self.judge, probe)
             answers: dict[str, Answer] = {}
             unseen = self.store.config.get("observed") is None
-            if todo or self.perturbed or self.doubts or self.settle or unseen:
+            unproven = any(len(self.store.proofs(each.condition.name)) < len(self.samples.order) for each in self.certified)
+            if todo or self.perturbed or self.doubts or self.settle or unseen or unproven:
                 self._prepare(probe, logits, random)
-            if todo or self.perturbed:
+            if todo or self.perturbed or unproven:
                 answers = self._clean(todo) if self.images.has_clean else {}
                 self._shift(todo)
-                for each in self.perturbed:
-                    self._perturb(each)
+                for sequence in self.perturbed:
+                    self._perturb(sequence)
+                for each in self.certified:
+                    prove(each, self.classifier, self.samples, self.store, self.batches.size, self.progress)
                 for job in self.planned:
                     self._attack(job, answers)
+                    self._agreed()
             if self.images.has_clean:
                 self._doubt(self.doubts, answers)
+                self._agreed()
                 if unseen:
                     look = self._look(answers, random)
                     self.store.observe(observed(look, doubt=self.doubt) if look.ids else {})
@@ -133,6 +141,8 @@ class Session:
         for job in self.planned:
             criterion(labels[: len(logits)], job.target, logits)  # refuses a target that the model does not have
             self._need_something_to_gain(job, logits)
+        if self.certified and (labels.dim() == 2 or logits.shape[1] == 1):
+            raise UsageError("a certificate is of one class among several: leave --certify out for one logit or several labels an image")
         if labels.dim() == 2 and self.perturbed:
             raise UsageError(f"{self.perturbed[0].condition.name} counts how often the class changes, and these labels hold several")
         if labels.dim() == 1 and self.images.classes not in (None, max(2, logits.shape[1])):
@@ -247,6 +257,13 @@ class Session:
                 self.progress(title, done, len(self.images), shifted.wrong)
             self.store.commit(now=True)
         self._refuse(bad)
+
+    def _agreed(self) -> None:
+        """Refuse to go on where a proof and a witness contradict each other."""
+        if self.certified:
+            result = self.store.result()
+            known = Known.of(result.certificates, result.proofs, result.config["model"]["digest"])
+            refuse_contradiction(known, result.conditions, result.verdicts)
 
     def _perturb(self, each: Perturbed) -> None:
         """Ask about the frames of a perturbation."""

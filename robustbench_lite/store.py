@@ -13,7 +13,7 @@ import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,7 +25,8 @@ from .cascade import Course
 from .errors import InvalidEvaluation, RunMismatch, UsageError
 from .matrix import TransferVerdict
 from .plan import Finding
-from .records import JSON_FIELDS, SEQUENCE_FIELDS, TRANSFER_FIELDS, read_result
+from .proofs import PROOF_FIELDS, ProofVerdict
+from .records import JSON_FIELDS, SEQUENCE_FIELDS, TRANSFER_FIELDS, proof_verdict, read_result
 from .results import VERDICT_FIELDS, Condition, Result, Verdict, Witness
 from .sequences import SequenceVerdict
 
@@ -33,7 +34,7 @@ DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCE
 OURS = ("run.json", "results.sqlite", "results.sqlite-wal", "results.sqlite-shm", "lock.sqlite", "lock.sqlite-journal", "table.csv",
         "samples.csv", "cascade.csv", "transfer.csv", "corruptions.csv", "calibration.csv", "sequences.csv", "shape_bias.csv",
         "report.html", "witnesses", "run.json.partial", "gate.json", "gate-junit.xml", "gate.sarif", "gate.md", "badge.json",
-        "badge.svg", "scenario.html", "clinical.csv", "clinical.json")  # fmt: skip
+        "badge.svg", "proofs.csv", "certificates.csv", "scenario.html", "clinical.csv", "clinical.json")  # fmt: skip
 
 SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS verdicts ({", ".join(f'"{name}"' for name in VERDICT_FIELDS)}, PRIMARY KEY (condition, sample_id)) WITHOUT ROWID;
@@ -43,6 +44,7 @@ CREATE TABLE IF NOT EXISTS transferred ({", ".join(f'"{name}"' for name in TRANS
     PRIMARY KEY (condition, sample_id, target)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS sequenced ({", ".join(f'"{name}"' for name in SEQUENCE_FIELDS)},
     PRIMARY KEY (condition, sample_id)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS proofs ({", ".join(f'"{name}"' for name in PROOF_FIELDS)}, PRIMARY KEY (condition, sample_id)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS left_out (condition, sample_id, reason, PRIMARY KEY (condition, sample_id)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS learnt (key PRIMARY KEY, tensors) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS shown (condition PRIMARY KEY, picture) WITHOUT ROWID;
@@ -150,7 +152,7 @@ class Store:
     @property
     def empty(self) -> bool:
         """Whether there is no result yet."""
-        sql = "SELECT 1 FROM verdicts UNION ALL SELECT 1 FROM sequenced LIMIT 1"
+        sql = "SELECT 1 FROM verdicts UNION ALL SELECT 1 FROM sequenced UNION ALL SELECT 1 FROM proofs LIMIT 1"
         return self._database.execute(sql).fetchone() is None
 
     def decided_of(self, conditions: Sequence[str], ids: Sequence[str]) -> set[tuple[str, str]]:
@@ -200,6 +202,14 @@ class Store:
     def sequenced(self, condition: str) -> set[str]:
         """Sample ids whose frames under a perturbation were asked about."""
         return {row[0] for row in self._database.execute("SELECT sample_id FROM sequenced WHERE condition = ?", (condition,))}
+
+    def add_proof(self, verdict: ProofVerdict) -> None:
+        self._database.execute(f"INSERT OR REPLACE INTO proofs VALUES ({','.join('?' * len(PROOF_FIELDS))})", astuple(verdict))
+
+    def proofs(self, condition: str) -> dict[str, ProofVerdict]:
+        """What a certificate proved so far, by sample id."""
+        sql = f"SELECT {', '.join(PROOF_FIELDS)} FROM proofs WHERE condition = ?"
+        return {found.sample_id: found for found in map(proof_verdict, self._database.execute(sql, (condition,)))}
 
     def show(self, condition: str, picture: bytes) -> None:
         """Keep what a report shows of a condition."""

@@ -18,7 +18,8 @@ from report_run import believed, in_terminal, page, svgs, texts, tree, verdict
 
 from robustbench_lite.distances import broken_after, curves, medians
 from robustbench_lite.registry import FORMATS
-from robustbench_lite.results import Condition, Result, Verdict, table_row, worst_case
+from robustbench_lite.results import Condition, Result, Verdict, table_row
+from robustbench_lite.worst import worst_case
 
 N = 31
 SVG = "{http://www.w3.org/2000/svg}"

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from robustbench_lite.results import TABLE_COLUMNS, VERDICT_FIELDS, Condition, Result, Verdict, eps_text, table_row, worst_case
+from robustbench_lite.results import TABLE_COLUMNS, VERDICT_FIELDS, Condition, Result, Verdict, eps_text, table_row
 from robustbench_lite.stats import wilson
+from robustbench_lite.worst import worst_case
 
 PGD, FGSM = Condition("pgd[linf,0.1]", "attack", "pgd", "linf", 0.1), Condition("fgsm[linf,0.1]", "attack", "fgsm", "linf", 0.1)
 CLEAN = Condition("clean", "clean")
