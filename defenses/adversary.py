@@ -103,7 +103,7 @@ def attacked(model: nn.Module, images: Images, labels: Labels, threat: Ball, att
         count = torch.zeros(len(images), dtype=torch.long, device=images.device)
         case = Case(images, threat, criterion, criterion, count - 1, count)
         ledger = Ledger.opened(images[:0], images.new_zeros(0, 1))  # nothing is written down
-        oracle = Training(Passes(model, reduced=_reduced(images.device.type)), case, ledger)
+        oracle = Training(Passes(model, reduced=reduced(images.device.type)), case, ledger)
         state: State = attack.start(oracle, draw)
         for _ in range(attack.steps):
             state = attack.step(oracle, state, replace(draw, steps=state.t))
@@ -136,7 +136,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _reduced(device: str) -> torch.dtype | None:
+def reduced(device: str) -> torch.dtype | None:
     """bfloat16 where the training computes in it. Not float16, in which small gradients vanish: nothing scales the attack's."""
     half = torch.get_autocast_dtype(device)
     return half if torch.is_autocast_enabled(device) and half is torch.bfloat16 else None

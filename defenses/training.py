@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from robustbench_lite.checkpoints import load_into, read_state_dict
 from robustbench_lite.classifier import Classifier
-from robustbench_lite.defending import About, Batch, Defenses, Step
+from robustbench_lite.defending import About, Batch, Defenses, Replay, Step
 from robustbench_lite.errors import InvalidEvaluation, ModelError
 from robustbench_lite.labelled import LabelledImages
 from robustbench_lite.streams import Streams, generator
@@ -69,11 +69,11 @@ class Objective(nn.Module):
         super().__init__()
         self.classifier, self.defenses, self.frame = classifier, defenses, frame
 
-    def forward(self, images: Tensor, targets: Tensor, draw: Streams, progress: float) -> Tensor:
+    def forward(self, images: Tensor, targets: Tensor, draw: Streams, progress: float, replay: Replay | None = None) -> Tensor:
         """(B,)."""
         with torch.autocast(images.device.type, enabled=False):  # pixels keep their precision
             batch = self.defenses.augment(Batch(self.frame(images, draw), targets), draw)
-        return self.defenses.losses(Step(self.classifier, batch, draw, progress))
+        return self.defenses.losses(Step(self.classifier, batch, draw, progress, replay or Replay()))
 
 
 @dataclass
@@ -165,7 +165,9 @@ class Training:
             for batch, draw, everyone in feed.batches(running.step):
                 epoch = running.step // feed.per_epoch
                 self.defenses.scheduled(self.classifier.model, epoch, self.recipe.epochs)
-                self._step(batch, draw, everyone)
+                replay = Replay()
+                for replay.number in range(self.defenses.replays):
+                    self._step(batch, draw, everyone, replay)
                 running.step, running.seconds = running.step + 1, before + time.monotonic() - started
                 ends = running.step % feed.per_epoch == 0
                 self.defenses.stepped(self.world, ends)
@@ -177,16 +179,16 @@ class Training:
                     kept = time.monotonic()
         return self._result()
 
-    def _step(self, batch: Batch, draw: Streams, everyone: int) -> None:
-        """One step along the gradient of the mean loss over all processes' images, of which there are `everyone`."""
+    def _step(self, batch: Batch, draw: Streams, everyone: int, replay: Replay) -> None:
+        """One update along the gradient of the mean loss over all processes' images, of which there are `everyone`."""
         running, tricks, device = self.running, self.recipe.tricks, self.world.device
         lr = self.recipe.learning_rate(running.step, self.feed.per_epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         half = HALF[tricks.precision]
         progress = running.step / (self.recipe.epochs * self.feed.per_epoch)
-        with self._seeded(), torch.autocast(device.type, dtype=half, enabled=half is not None):
-            loss: Tensor = self.objective(batch.images, batch.targets, draw, progress).sum()
+        with self._seeded(replay.number), torch.autocast(device.type, dtype=half, enabled=half is not None):
+            loss: Tensor = self.objective(batch.images, batch.targets, draw, progress, replay).sum()
         self.optimizer.zero_grad()
         # gradients are averaged over the processes, whose parts may differ by one image
         torch.autograd.backward(self.scaler.scale(loss * (self.world.size / everyone)))
@@ -207,7 +209,7 @@ class Training:
         running.epochs += (
             Epoch(
                 epoch + 1,
-                running.total / len(self.feed.data),
+                running.total / (len(self.feed.data) * self.defenses.replays),
                 self.recipe.learning_rate(running.step - 1, self.feed.per_epoch),
                 running.seconds,
                 *((score.clean, score.attacked) if score is not None else ()),
@@ -217,11 +219,12 @@ class Training:
         self.report(running.epochs)
 
     @contextmanager
-    def _seeded(self) -> Iterator[None]:
-        """torch's random state keyed by the step, for networks that draw themselves (dropout), and put back afterwards."""
+    def _seeded(self, replay: int) -> Iterator[None]:
+        """torch's random state keyed by the update, for networks that draw themselves (dropout), and put back afterwards."""
         devices = [self.world.device] if self.world.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
-            seed = int(generator(self.recipe.seed, "network", self.running.step, self.world.rank).integers(2**63))
+            key = (self.running.step, self.world.rank, *([replay] if replay else []))
+            seed = int(generator(self.recipe.seed, "network", *key).integers(2**63))
             torch.default_generator.manual_seed(seed)
             if devices:
                 torch.cuda.manual_seed(seed)
@@ -277,7 +280,7 @@ class Training:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average.model is not None:
             self.average.model.load_state_dict(state["average"])
-            self.average.steps = state["step"]
+            self.average.steps = state["step"] * self.defenses.replays
         self.scaler.load_state_dict(state["scaler"])
         if self.selection is not None:
             self.selection.restore(state["selection"])

@@ -12,6 +12,7 @@ A defense is a frozen dataclass, registered in a file of its own, that has a `ki
     state() -> dict, restore(state)      what a defense that learns needs besides, to go on where a training was interrupted
     written() -> dict[str, str]          texts to leave beside the checkpoint, by how the files' names end
     wrap(classifier) -> Classifier       around a trained classifier, when it is used
+    replays: int                         a field: how many updates in a row learn from the same batch, augmented the same way
 
 A trained defense has no `wrap`; one that is put around a model has nothing else. What is random is drawn from `draw`, whose rows are
 the batch's images under keys of their own, so that a step does not depend on how its images are spread over processes.
@@ -20,7 +21,7 @@ the batch's images under keys of their own, so that a step does not depend on ho
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from typing import Any, ClassVar, Literal, Protocol
@@ -66,6 +67,20 @@ class Batch:
 
 
 @dataclass(eq=False)
+class Replay:
+    """One of the updates in a row that learn from the same batch; between two batches nothing is carried on.
+
+    Args:
+        number: of this one, from 0.
+        moved: (B, C, H, W) what a defense put before the network in the one before; `.grad` is the gradient of that loss, up to a
+            positive factor.
+    """
+
+    number: int = 0
+    moved: Images | None = None
+
+
+@dataclass(eq=False)
 class Step:
     """One step of training, as `fit` and `penalty` see it.
 
@@ -74,12 +89,14 @@ class Step:
         batch: after every augmentation.
         draw: keyed by (seed, image, epoch); a stream of the same name gives the same numbers again.
         progress: share of the training that is done, from 0 at the first step.
+        replay: which of a batch's updates this is, where there are several.
     """
 
     classifier: Classifier
     batch: Batch
     draw: Streams
     progress: float = 1.0
+    replay: Replay = field(default_factory=Replay)
 
     @cached_property
     def answers(self) -> tuple[Logits, ...]:
@@ -182,6 +199,11 @@ class Defenses:
     @property
     def adversarial(self) -> bool:
         return any(part.kind == "adversarial" for part in self.parts)
+
+    @property
+    def replays(self) -> int:
+        """How many updates in a row learn from the same batch."""
+        return max((part.replays for part in self._having("replays")), default=1)
 
     def trainable(self) -> Defenses:
         """Itself.

@@ -23,7 +23,11 @@ from robustbench_lite.registry import DEFENSES
 from robustbench_lite.streams import Streams
 
 CPU = torch.device("cpu")
-NEEDS = {"distill": "distill:teacher=digits_cnn", "policy": f"policy:{Path(__file__).parent / 'goldens' / 'policies.json'}"}
+NEEDS = {
+    "distill": "distill:teacher=digits_cnn",
+    "multi-norm": "multi-norm:l1=20",
+    "policy": f"policy:{Path(__file__).parent / 'goldens' / 'policies.json'}",
+}
 """Specs of defenses that do not go without a parameter."""
 
 SPECS = {name: NEEDS.get(name, name) for name in DEFENSES.names()}
