@@ -56,8 +56,8 @@ class Operation:
     act: Callable[[Levels, Tensor, Tensor, Levels], Levels]
 
     def __call__(self, x: Levels, magnitude: Tensor, chances: Tensor, partners: Levels) -> Levels:
-        strength = self.low + (self.high - self.low) * magnitude / (MAGNITUDES - 1)
-        return self.act(x, strength, chances, partners)
+        strength = self.low + (self.high - self.low) * magnitude.double() / (MAGNITUDES - 1)
+        return self.act(x, strength.to(x.dtype), chances, partners)
 
 
 def _either_way(strength: Tensor, chances: Tensor) -> Tensor:
