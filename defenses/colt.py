@@ -10,9 +10,10 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from robustbench_lite.classifier import Classifier, Images, Labels, Logits
+from robustbench_lite.classifier import Labels, Logits
 from robustbench_lite.defending import Step, soft_cross_entropy
 from robustbench_lite.errors import ModelError, UsageError
+from robustbench_lite.plain_bounds import ball_in_box
 from robustbench_lite.registry import defense
 from robustbench_lite.streams import Streams, generator
 from robustbench_lite.zonotope import Noise, Projected, Region, cauchy, estimated_region, layers_of
@@ -76,7 +77,7 @@ class COLT(Within):
     def phase(self, progress: float, phases: int) -> Phase:
         """Of so many phases of equal length, where this share of the training is done."""
         done = progress * phases
-        number = min(int(done + 1e-9), phases - 1)  # a third three times is less than 1
+        number = min(int(done), phases - 1)
         within = max(0.0, done - number)
         return Phase(number, phases - 1 - number, min(1.0, within / self.mix) if self.mix else 1.0)
 
@@ -112,8 +113,7 @@ class COLT(Within):
     @torch.no_grad()
     def region(self, step: Step, phase: Phase, frozen: Sequence[nn.Sequential]) -> tuple[Region, Projected]:
         """Where the phase's adversary may move what comes out of these layers, and the projections of it."""
-        x, classifier, eps = step.batch.images, step.classifier, self.radius(phase)
-        lower, upper = (_normalised(classifier, edge) for edge in ((x - eps).clamp(min=0), (x + eps).clamp(max=1)))
+        lower, upper = ball_in_box(step.classifier, step.batch.images, self.radius(phase))
         layers = [layer for block in frozen for layer in block]
         return estimated_region((lower + upper) / 2, (upper - lower) / 2, layers, self.projections, _noise(step))
 
@@ -123,8 +123,7 @@ class COLT(Within):
         with evaluating(step.classifier):
             answers = nn.Sequential(*blocks[begins:])
             symbols = self.worst(region, answers, step.batch.labels, step.draw)
-            with torch.no_grad():
-                latent: Tensor = nn.Sequential(*blocks[begins:learning])(region.at(symbols))
+            latent: Tensor = nn.Sequential(*blocks[begins:learning])(region.at(symbols))
         logits: Logits = nn.Sequential(*blocks[learning:])(latent)
         return soft_cross_entropy(logits.float(), step.batch.targets)
 
@@ -170,12 +169,6 @@ def unstable(projected: Projected, block: nn.Sequential) -> Tensor:
 def total_weight(blocks: Sequence[nn.Sequential]) -> Tensor:
     """Sum of the absolute values of all weights that are no biases."""
     return torch.stack([weight.abs().sum() for block in blocks for weight in block.parameters() if weight.ndim > 1]).sum()
-
-
-def _normalised(classifier: Classifier, images: Images) -> Tensor:
-    """As the network inside gets them; a scale above 0 keeps the order of two images."""
-    shifted = images if classifier.mean is None else images - classifier.mean
-    return shifted if classifier.std is None else shifted / classifier.std
 
 
 def _noise(step: Step) -> Noise:
