@@ -36,22 +36,26 @@ def normalised(classifier: Classifier, images: Images) -> Tensor:
     return shifted if classifier.std is None else shifted / classifier.std
 
 
-def ball_in_box(classifier: Classifier, images: Images, eps: float) -> Bounds:
+def ball_in_box(classifier: Classifier, images: Images, eps: float | Tensor) -> Bounds:
     """What the network gets of an image's linf ball, which ends where pixels do."""
     return normalised(classifier, (images - eps).clamp(min=0)), normalised(classifier, (images + eps).clamp(max=1))
 
 
 def interval_bounds(layers: Sequence[nn.Module], box: Bounds) -> list[Bounds]:
     """Of the input of every layer (Gowal et al., ICCV 2019, equations 6 and 7)."""
-    found, (lower, upper) = [box], box
+    found = [box]
     for layer in layers[:-1]:
-        if isinstance(layer, nn.ReLU):
-            lower, upper = lower.relu(), upper.relu()
-        else:
-            centre, radius = layer((lower + upper) / 2), linear(layer, (upper - lower) / 2, absolute=True)
-            lower, upper = centre - radius, centre + radius
-        found.append((lower, upper))
+        found.append(bounds_after(layer, found[-1]))
     return found
+
+
+def bounds_after(layer: nn.Module, bounds: Bounds) -> Bounds:
+    """Of what a layer makes of values that lie apart from each other within their bounds."""
+    lower, upper = bounds
+    if isinstance(layer, nn.ReLU):
+        return lower.relu(), upper.relu()
+    centre, radius = layer((lower + upper) / 2), linear(layer, (upper - lower) / 2, absolute=True)
+    return centre - radius, centre + radius
 
 
 def interval_margins(layers: Sequence[nn.Module], inputs: Sequence[Bounds], labels: Labels) -> Tensor:
@@ -62,7 +66,7 @@ def interval_margins(layers: Sequence[nn.Module], inputs: Sequence[Bounds], labe
     Args:
         inputs: bounds of the input of every layer.
     """
-    return _least(*_differences(layers[-1], labels), inputs[-1])
+    return _least(*label_less_others(layers[-1], labels), inputs[-1])
 
 
 def backward_margins(layers: Sequence[nn.Module], inputs: Sequence[Bounds], labels: Labels) -> Tensor:
@@ -70,7 +74,7 @@ def backward_margins(layers: Sequence[nn.Module], inputs: Sequence[Bounds], labe
 
     A ReLU of unknown sign lies below its chord, and above 0 or above its input, whichever leaves the smaller area.
     """
-    slopes, offset = _differences(layers[-1], labels)
+    slopes, offset = label_less_others(layers[-1], labels)
     for layer, (lower, upper) in list(zip(layers, inputs, strict=True))[-2::-1]:
         if isinstance(layer, nn.ReLU):
             slope, above = relaxed(lower, upper)
@@ -83,7 +87,7 @@ def backward_margins(layers: Sequence[nn.Module], inputs: Sequence[Bounds], labe
     return _least(slopes, offset, inputs[0])
 
 
-def _differences(last: nn.Module, labels: Labels) -> tuple[Tensor, Tensor]:
+def label_less_others(last: nn.Module, labels: Labels) -> tuple[Tensor, Tensor]:
     """(B, K, F) and (B, K): the label's logit less every other's as a linear function of what comes into the last layer."""
     assert isinstance(last, nn.Linear)
     slopes = last.weight[labels][:, None] - last.weight

@@ -11,7 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from robustbench_lite.errors import ModelError
+from robustbench_lite.certifying import Proof, certificate_of
+from robustbench_lite.classifier import Classifier
+from robustbench_lite.errors import ModelError, UsageError
+from robustbench_lite.models import load_model
+from robustbench_lite.streams import Streams
+from robustbench_lite.threat import ball
 from robustbench_lite.zonotope import (
     Noise,
     Projected,
@@ -247,6 +252,92 @@ def test_projections_pass_a_network_as_its_zonotope_does() -> None:
     widths = [found[1] - found[0] for found in (projected.estimated_bounds, zonotope.bounds)]
     assert (widths[0] / widths[1]).tolist() == [[pytest.approx(1, abs=0.2)] * 5] * 2
     assert region.shapes == exact.shapes
+
+
+# --- as a certificate
+
+
+def classifier_of(seed: int = 0) -> Classifier:
+    model = network(seed).float()
+    model[-1].weight.mul_(4)
+    return Classifier(model.eval(), mean=(0.1, 0.5), std=(1.0, 0.8), classes=5)
+
+
+def proofs(classifier: Classifier, eps: float, count: int = 20, rival: int = 0) -> tuple[Proof, Tensor, Tensor]:
+    """Of the predicted labels, or of those so many classes further."""
+    x = torch.rand(count, 2, 6, 6, generator=torch.Generator().manual_seed(3)).round(decimals=1)
+    labels = (classifier(x).argmax(1) + rival) % 5
+    proof = certificate_of("zonotope").prove(classifier, x, labels, ball("linf", eps), draws(count))
+    return proof, x, labels
+
+
+def draws(count: int) -> Streams:
+    return Streams(0, "zonotope", [(str(k), 0) for k in range(count)], None, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("seed", "eps"), [(0, 0.1), (1, 0.06), (2, 0.06)])
+def test_what_is_proven_no_point_of_the_ball_refutes(seed: int, eps: float) -> None:
+    classifier = classifier_of(seed)
+    proof, x, labels = proofs(classifier, eps)
+    assert 0 < proof.proven.sum() < 20
+    drawn = points((x - eps).clamp(min=0), (x + eps).clamp(max=1), 1000)
+    logits = classifier(drawn.flatten(0, 1)).unflatten(0, (1000, 20))  # type: ignore[no-untyped-call]  # torch's
+    other = logits.masked_fill(torch.nn.functional.one_hot(labels, 5).bool(), -torch.inf).amax(2)
+    margins = (logits.gather(2, labels.expand(1000, 20)[..., None])[..., 0] - other).amin(0)
+    assert (margins >= proof.margin - 1e-4).all()
+    assert (margins[proof.proven] > 0).all()
+    assert torch.equal(proof.radius, eps * proof.proven)
+    assert torch.equal(proof.prediction, labels)
+
+
+def test_a_wrong_prediction_is_never_proven_nor_what_is_no_number() -> None:
+    wrong, _, labels = proofs(classifier_of(), 1e-6, rival=1)
+    assert not wrong.proven.any()
+    assert (wrong.prediction != labels).all()
+    assert (wrong.radius == 0).all()
+    broken = classifier_of()
+    broken.model[0].bias[0] = torch.nan
+    assert not proofs(broken, 1e-6)[0].proven.any()
+
+
+def test_a_margin_within_rounding_is_not_proven() -> None:
+    """Logits of about 500 that differ by 0.001, whatever the image: float32 has 0.00003 between one such number and the next."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(72, 2)).requires_grad_(False).eval()
+    model[1].weight.fill_(1000 / 72)
+    x, label = torch.full((1, 2, 6, 6), 0.5), torch.tensor([0])
+    found = []
+    for lead in (0.001, 0.1):
+        model[1].bias.copy_(torch.tensor([lead, 0.0]))
+        proof = certificate_of("zonotope").prove(Classifier(model, classes=2), x, label, ball("linf", 0.1), draws(1))
+        assert proof.margin.item() == pytest.approx(lead, rel=1e-4)
+        found.append(bool(proof.proven))
+    assert found == [False, True]
+
+
+def test_the_ball_is_as_large_as_attacks_may_take_it() -> None:
+    """A witness may lie beyond eps by the slack of rounding; what is proven holds for it too."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(1, 2)).requires_grad_(False).eval()
+    model[1].weight.copy_(torch.tensor([[1.0], [-1.0]]))
+    threat = ball("linf", 0.1)
+    assert float(threat.reach) > 0.1
+    x, label = torch.full((1, 1, 1, 1), 0.5), torch.tensor([0])
+    model[1].bias.copy_(torch.tensor([0.0, 0.0]))
+    proof = certificate_of("zonotope").prove(Classifier(model, classes=2), x, label, threat, draws(1))
+    assert proof.margin.double().item() == pytest.approx(2 * (0.5 - float(threat.reach)), abs=1e-7)
+    assert proof.margin.item() < 0.8
+
+
+def test_what_the_certificate_cannot_do_is_refused() -> None:
+    certificate = certificate_of("zonotope")
+    with pytest.raises(ModelError, match=r"block1\.norm is a BatchNorm2d"):
+        certificate.fits(load_model("digits_cnn"))
+    with pytest.raises(ModelError, match="0 is a GELU"):
+        certificate.fits(Classifier(nn.Sequential(nn.GELU(), nn.Linear(2, 2)).eval()))
+    x = torch.zeros(2, 2, 6, 6)
+    with pytest.raises(UsageError, match="zonotope proves linf balls, not l2"):
+        certificate.prove(classifier_of(), x, torch.zeros(2).long(), ball("l2", 0.1), draws(2))
+    with pytest.raises(UsageError, match="several labels"):
+        certificate.prove(classifier_of(), x, torch.zeros(2, 5), ball("linf", 0.1), draws(2))
 
 
 # --- what cannot be followed
