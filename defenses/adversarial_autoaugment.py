@@ -25,16 +25,16 @@ SUB_POLICIES, DEPTH = 5, 2
 class AdversarialAutoAugment:
     """Learn every image under several policies at once, which a controller chooses so that they are hard: it climbs the training loss.
 
-        Costs `copies` times the passes and the memory of a batch. The policies of the last epoch are left beside the checkpoint.
+    Costs `copies` times the passes and the memory of a batch. The policies of the last epoch are left beside the checkpoint.
     It trains on brightness, contrast, saturate, sharpness, moves, cutout and others, so that accuracy on such corruptions is not on
     something new, and evaluating a model there says so. The controller takes one step an epoch: in 40 epochs at the paper's rate its
     choices stay nearly random, in 200 they do not, and one that settles early narrows what is learnt. Against an adversary it is of no
     use. Not for data whose classes hang on colour or place.
 
     Args:
-            copies: of every batch, each under a policy of its own (the paper's M); 4 is enough for small data.
-            rate: learning rate of the controller.
-            entropy: weight of the entropy of its decisions, which keeps it from settling too early.
+        copies: of every batch, each under a policy of its own (the paper's M); 4 is enough for small data.
+        rate: learning rate of the controller.
+        entropy: weight of the entropy of its decisions, which keeps it from settling too early.
     """
 
     kind = "augmentation"
