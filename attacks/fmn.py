@@ -33,8 +33,8 @@ class FMN:
 
     Args:
         steps: gradients that are taken.
-        alpha: length of the first step, by the l2 norm whatever the norm; it falls along a cosine to a hundredth. None: the paper's 1, but in
-            l1, where the projection takes most of a step back, 2: on 200 images of digits 1 to 4 % nearer, on five of ImageNet 1 % farther.
+        alpha: length of the first step, by the l2 norm whatever the norm; it falls along a cosine to a hundredth. None: the paper's 1, but
+            in l1, where the projection takes most of a step back, 2: on 200 images of digits 1 to 4 % nearer, on five of ImageNet 1 % off.
         gamma: share by which the ball grows or shrinks at first; it falls along a cosine to 0.001.
     """
 
