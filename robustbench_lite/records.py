@@ -13,8 +13,9 @@ from typing import Any
 
 from . import witnesses
 from .matrix import TransferVerdict
-from .results import VERDICT_FIELDS, Condition, Result, Verdict, Witness, worst_case
+from .results import VERDICT_FIELDS, Condition, Result, Verdict, Witness
 from .sequences import SequenceVerdict
+from .worst import worst_case
 
 JSON_FIELDS = {"label", "clean_prediction", "prediction", "stages", "outputs", "approach"}  # a class or one 0/1 per finding; a mapping
 TRANSFER_FIELDS = tuple(f.name for f in fields(TransferVerdict))

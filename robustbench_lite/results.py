@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from .matrix import TransferRow, TransferVerdict, transfer_rows
 from .stats import wilson
@@ -29,6 +29,12 @@ LEARNT_FROM = "the attack learnt from it"
 NOWHERE = "nothing was found at any distance"
 WITHIN = 1e-5
 """Relative slack of a ball: float32 sums over an image's pixels are good to about this."""
+Size = TypeVar("Size", float, "Tensor")
+
+
+def reach(eps: Size) -> Size:
+    """How far a ball of this size goes, with the slack of rounding."""
+    return eps * (1 + WITHIN) + 1e-7
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,8 @@ class Condition:
 class Verdict:
     """One line of the results: what one condition did to one image.
 
-    `broken` is None where the evaluation could not decide (NaN, error; `reason` says which): it never counts as robust.
+    `broken` is None where the evaluation could not decide (NaN, error; `reason` says which): it never counts as robust. Of an image that a
+    search for the nearest broke before it met with such a thing, `reason` says so too: at smaller sizes it is undecided.
     `prediction`, `confidence` (softmax probability of the prediction) and `distance` belong to the witness of a broken image, and to
     the image of highest margin that the attack asked about otherwise. `precision` is the search's; a witness is always settled in
     float32. `witness` is the SHA-256 of the witness's file, None where none was kept. `stages` holds what each attack of a cascade
@@ -109,6 +116,11 @@ class Verdict:
             return 0.0
         return self.distance if self.broken or self.approach else math.inf
 
+    @property
+    def cut_short(self) -> bool:
+        """Whether something that could not be decided ended the search: it might have found a nearer image."""
+        return self.broken is None or bool(self.broken and self.reason)
+
 
 VERDICT_FIELDS = tuple(f.name for f in fields(Verdict))
 
@@ -137,60 +149,6 @@ def eps_text(eps: float) -> str:
 def size_text(eps: float, scaled: bool) -> str:
     """An eps, or so many times each image's own."""
     return f"{eps:g}x" if scaled else eps_text(eps)
-
-
-def worst_case(conditions: Sequence[Condition], verdicts: Iterable[Verdict]) -> tuple[list[Condition], list[Verdict]]:
-    """Per norm and eps, a `worst[norm,eps]` condition: an image is broken when any attack of that size broke it, or when one of another
-    size in that norm found a broken image that is as near; doubts count as attacks. Its nearest is that of all.
-
-    An image that no attack broke and some attack left undecided is undecided. In an unfinished run, images that some attack has yet to
-    try are left out: they must not look better than they will be.
-    """
-    attacks = {c.name: c for c in conditions if c.kind == "attack"}
-    searched = {c.name: c for c in conditions if c.kind in ("attack", "doubt")}
-    aim = next((f",target={c.target}" for c in attacks.values() if c.target is not None), "")  # one for the whole run
-    balls = dict.fromkeys((c.norm, c.eps, c.scaled) for c in attacks.values())
-    tries: dict[str | None, dict[str, list[Verdict]]] = {}
-    for v in verdicts:
-        if v.condition in searched:
-            tries.setdefault(searched[v.condition].norm, {}).setdefault(v.sample_id, []).append(v)
-    worst_conditions, worst_verdicts = [], []
-    for norm, eps, scaled in balls:
-        asked = {c.name for c in attacks.values() if (c.norm, c.eps) == (norm, eps)}
-        of_size = {c.name for c in searched.values() if (c.norm, c.eps) == (norm, eps)}
-        goal: Goal = "closest" if any(attacks[name].goal == "closest" for name in asked) else "first"
-        worst = Condition(f"worst[{norm},{size_text(eps or 0, scaled)}{aim}]", "worst", norm=norm, eps=eps, goal=goal, scaled=scaled)
-        found = []
-        for known in tries.get(norm, {}).values():
-            rows = [v for v in known if v.condition in of_size]
-            if sum(v.condition in asked for v in rows) == len(asked):
-                found.append(_worst_of(rows, known, float(eps or 0), worst))
-        if found:
-            worst_conditions.append(worst)
-            worst_verdicts += found
-    return worst_conditions, worst_verdicts
-
-
-def _worst_of(rows: Sequence[Verdict], known: Sequence[Verdict], eps: float, condition: Condition) -> Verdict:
-    """What is known of one image at one size.
-
-    Args:
-        rows: of the attacks of that size. known: of all sizes in the norm.
-    """
-    reach = (rows[0].radius or eps) * (1 + WITHIN)
-    broken = next((v for v in rows if v.broken), None) or next((replace(v, broken=True) for v in known if v.nearest <= reach), None)
-    first = broken or next((v for v in rows if v.broken is None), rows[0])
-    if condition.goal == "closest" and (nearest := min(known, key=lambda v: v.nearest)).nearest < first.nearest:
-        shown = ("distance", "prediction", "confidence", "approach", "broken_by", "restart", "precision", "witness")
-        first = replace(first, **{name: getattr(nearest, name) for name in shown}, broken=nearest.nearest <= reach or first.broken)
-    return replace(
-        first,
-        condition=condition.name,
-        forwards=sum(v.forwards for v in rows),
-        backwards=sum(v.backwards for v in rows),
-        steps=sum(v.steps for v in rows),
-        stages={},
-    )
 
 
 @dataclass(frozen=True)
@@ -246,7 +204,8 @@ def table_row(
     of the initially correct images that were broken. A corrupted image is judged by itself, for a corruption may also mend one:
     `right_when_clean` says which were correct before. `mean_forwards` and `mean_backwards` are over the images that were attacked,
     that is, all but those that met the criterion when clean; on the clean row, over all. `median_distance` is given under the goal
-    `closest` only, over all n: images without a known broken one count as infinitely far, those that were wrong already as 0.
+    `closest` only, over all n: images without a known broken one count as infinitely far, those that were wrong already and those that
+    could not be decided as 0.
 
     Raises:
         ValueError: there are no verdicts; an empty evaluation has no accuracy.
@@ -258,6 +217,7 @@ def table_row(
     broken = sum(v.broken is True for v in verdicts)
     correct = n - broken - undecided
     low, high = wilson(correct, n)
+    distances = [0.0 if v.broken is None else v.nearest for v in verdicts]
     paid = verdicts if condition.kind == "clean" else [v for v in verdicts if v.broken_by != "clean" and v.forwards > 0]
     wrong_when_clean = sum(v.broken_by == "clean" for v in verdicts)
     attackable = n - wrong_when_clean - sum(v.clean_prediction is None for v in verdicts)
@@ -274,7 +234,7 @@ def table_row(
         "search": "+".join(sorted({v.precision for v in verdicts})),
         "success_all": None if condition.kind == "clean" else broken / n,
         "success_correct": None if condition.kind == "clean" or not attackable else fallen / attackable,
-        "median_distance": statistics.median(v.nearest for v in verdicts) if condition.goal == "closest" else None,
+        "median_distance": statistics.median(distances) if condition.goal == "closest" else None,
     }  # fmt: skip
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from robustbench_lite.results import VERDICT_FIELDS, Condition, Result, Verdict, worst_case
+from robustbench_lite.results import VERDICT_FIELDS, Condition, Result, Verdict
+from robustbench_lite.worst import worst_case
 
 IMAGES = [f"image {number}" for number in range(100)]
 DOORS = {"pgd": "white box", "apgd": "white box", "fgsm": "white box", "fab": "white box", "noise": "labels", "square": "scores"}

@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from robustbench_lite.diagnostics import Finding
-from robustbench_lite.results import VERDICT_FIELDS, Condition, Result, Verdict, worst_case
+from robustbench_lite.results import VERDICT_FIELDS, Condition, Result, Verdict
+from robustbench_lite.worst import worst_case
 
 PGD = "pgd[linf,0.1]"
 BLANK: dict[str, Any] = dict.fromkeys(VERDICT_FIELDS) | {

@@ -18,8 +18,9 @@ from rich.console import Console
 
 from robustbench_lite.diagnostics import Counter, Finding
 from robustbench_lite.registry import REPORTS
-from robustbench_lite.results import Condition, Result, Verdict, Witness, worst_case
+from robustbench_lite.results import Condition, Result, Verdict, Witness
 from robustbench_lite.trust import Level, Trust
+from robustbench_lite.worst import worst_case
 
 N = 20
 EVIL = "<script>alert('1 & 2')</script>"

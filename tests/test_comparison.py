@@ -19,8 +19,9 @@ from robustbench_lite.comparison import Comparison, Row, compare, compared
 from robustbench_lite.errors import UsageError
 from robustbench_lite.pairing import Run
 from robustbench_lite.registry import REPORTS
-from robustbench_lite.results import Condition, Result, Verdict, worst_case
+from robustbench_lite.results import Condition, Result, Verdict
 from robustbench_lite.stats import paired_interval
+from robustbench_lite.worst import worst_case
 
 N = 40
 EVIL = "<script>alert('1 & 2')</script>\x0b"  # XML has no way to write the last

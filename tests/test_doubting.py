@@ -14,8 +14,9 @@ import robustbench_lite as rb
 from robustbench_lite import diagnostics
 from robustbench_lite.diagnostics import Counter, Evidence, Finding
 from robustbench_lite.errors import RunMismatch, UsageError
-from robustbench_lite.results import Condition, Verdict, worst_case
+from robustbench_lite.results import Condition, Verdict
 from robustbench_lite.store import read_run
+from robustbench_lite.worst import worst_case
 
 EPS = 0.04
 ASKED, WORST = f"fgsm[linf,{EPS}]", f"worst[linf,{EPS}]"
