@@ -77,7 +77,7 @@ def _cell(curve: Curve, worst: Curve | None, eps: float, rows: Sequence[Row]) ->
     if least < share:
         return f"≤ {percent(least)}"
     asked = any(abs(eps - judged) <= WITHIN * eps for judged in curve.judged)
-    doubtful = any(row.trust == "doubtful" for row in rows) or (least > 0 and not asked)
+    doubtful = least > 0 and (not asked or any(row.trust == "doubtful" for row in rows))
     return percent(least) + (" ?" if doubtful else "")
 
 
