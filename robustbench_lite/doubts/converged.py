@@ -85,8 +85,9 @@ def _approaching(evidence: Evidence, row: Condition) -> tuple[Set[str], Set[str]
     searched = [v for v in evidence.verdicts(row) if v.broken_by != "clean" and v.broken is not None]
     if row.goal != "closest" or len(row.doors) > 1 or not searched:
         return set(), set()
-    middle = max(_passes(row, v) for v in searched) / 2
-    late = {v.sample_id for v in searched if v.approach and _reached(v, middle) > (1 + NEARER) * v.approach[-1][1]}
+    middle, steps = max(_passes(row, v) for v in searched) / 2, max(v.steps for v in searched)
+    unended = [v for v in searched if v.approach and v.steps == steps]  # an attack that ends of itself has nothing more to find
+    late = {v.sample_id for v in unended if _reached(v, middle) > (1 + NEARER) * v.approach[-1][1]}
     return late, {v.sample_id for v in searched}
 
 
