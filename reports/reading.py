@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from statistics import median
 
 from robustbench_lite.distances import ALL_TOGETHER, Curve, curves
-from robustbench_lite.results import Result, size_text
+from robustbench_lite.results import WITHIN, Result, reach, size_text
 
-from .table import Row, percent
+from .table import Row, distance, percent, signed
 
 AROUND = (0.25, 0.5, 1, 2, 4)
 """Times the eps that was asked for, where it is one."""
@@ -53,11 +53,13 @@ def _reading(norm: str, scaled: bool, found: Sequence[Curve], rows: dict[str, Ro
     for curve in shown:
         of_curve = sorted((rows[name] for name in curve.conditions), key=lambda row: row.eps or 0)
         cells = [_cell(curve, worst, size, of_curve) for size in sizes]
-        lines.append(Line(curve.name, (of_curve[-1].median, *cells), curve is worst))
+        lines.append(Line(curve.name, (_median(curve, of_curve), *cells), curve is worst))
     unit = ", in multiples of each image's own eps" if scaled else ""
     note = "Read off the distances of the nearest broken images found."
     if any(cell.startswith("≤") for line in lines for cell in line.cells):
         note += " ≤: of other attacks' witnesses too."
+    if any(cell.endswith("?") for line in lines for cell in line.cells):
+        note += " ?: the accuracy may be lower; at sizes that were not asked for nothing else was tried."
     if any(not cell for line in lines for cell in line.cells):
         note += " Empty: beyond the last image that the attack found."
     headings = ("median distance", *(size_text(size, scaled) for size in sizes))
@@ -67,12 +69,22 @@ def _reading(norm: str, scaled: bool, found: Sequence[Curve], rows: dict[str, Ro
 def _cell(curve: Curve, worst: Curve | None, eps: float, rows: Sequence[Row]) -> str:
     """`79.0`, with the signs of `Row.percent`: `≤` where the witnesses of all attacks leave less, `?` where a row is doubtful."""
     share = curve.at(eps)
-    least = share if worst is None else min(share, worst.at(eps))
+    # of the attack's own images, which may be some of all
+    known = {} if worst is None else worst.nearest
+    least = sum(min(distance, known.get(key, math.inf)) > reach(eps) for key, distance in curve.nearest.items()) / curve.n
     if eps > curve.end and share > 0:
         return ""
     if least < share:
         return f"≤ {percent(least)}"
-    return percent(least) + (" ?" if any(row.trust == "doubtful" for row in rows) else "")
+    asked = any(abs(eps - judged) <= WITHIN * eps for judged in curve.judged)
+    doubtful = least > 0 and (not asked or any(row.trust == "doubtful" for row in rows))
+    return percent(least) + (" ?" if doubtful else "")
+
+
+def _median(curve: Curve, rows: Sequence[Row]) -> str:
+    """Of all images, with the sign of the row that it can be believed least of."""
+    levels = {row.trust for row in rows}
+    return signed(distance(median(curve.distances)), "refuted" if "refuted" in levels else "doubtful" if "doubtful" in levels else "sound")
 
 
 def _middle(curve: Curve) -> float:

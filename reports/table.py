@@ -66,10 +66,8 @@ class Row:
 
     @property
     def median(self) -> str:
-        """Distance of the nearest broken image, the median over all; empty where none was sought, `≤` where others found nearer ones."""
-        if self.median_distance is None:
-            return ""
-        return ("≤ " if self.trust == "refuted" else "") + distance(self.median_distance)
+        """Distance of the nearest broken image, the median over all, with the signs of `percent`; empty where none was sought."""
+        return "" if self.median_distance is None else signed(distance(self.median_distance), self.trust)
 
     @property
     def time(self) -> str:
@@ -101,7 +99,11 @@ def rows(result: Result) -> list[Row]:
 
 def qualified(at_most: float, trust: Level) -> str:
     """A share of 1 in %, with the sign of how far it can be believed."""
-    text = f"{percent(at_most)} %"
+    return signed(f"{percent(at_most)} %", trust)
+
+
+def signed(text: str, trust: Level) -> str:
+    """A figure with the sign of how far it can be believed."""
     return {"sound": text, "doubtful": f"{text} ?", "refuted": f"≤ {text}"}[trust]
 
 
@@ -121,7 +123,7 @@ def distance_legend(shown: Sequence[Row]) -> list[str]:
         return []
     return [
         "Median distance: how far the nearest broken image found lies, in the row's norm on images in [0, 1], over all images; 0 where one "
-        "was wrong without an attack, none found where half or more have none."
+        "was wrong without an attack or undecided, none found where half or more have none."
     ]
 
 

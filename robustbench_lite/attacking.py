@@ -107,7 +107,7 @@ class Attacking:
         for v in known.of(other):
             if v.sample_id not in done:
                 ball = self._ball(job, v.sample_id)
-                broken = v.broken if v.broken_by == "clean" else bool(v.nearest <= ball.reach) or (None if v.broken is None else False)
+                broken = v.broken if v.broken_by == "clean" else bool(v.nearest <= ball.reach) or (None if v.cut_short else False)
                 witness = known.witness(other, v.sample_id)
                 kept = None if witness is None else self.store.keep(job.condition.name, v.sample_id, witness)
                 radius = None if v.radius is None else float(ball.eps)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from torch import Tensor
 
 from .classifier import Images
-from .results import WITHIN, Norm
+from .results import Norm, reach
 from .rows import Rows, per_sample
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Ball(Threat):
     @property
     def reach(self) -> Tensor:
         """eps, with the slack of rounding."""
-        return self.eps * (1 + WITHIN) + 1e-7
+        return reach(self.eps)
 
     @abstractmethod
     def distance(self, x: Images, origin: Images) -> Tensor:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
-from .results import WITHIN, Condition, Result, Verdict
+from .results import Condition, Result, Verdict, reach
 
 ALL_TOGETHER = "worst case"
 
@@ -21,7 +22,7 @@ class Curve:
         conditions: the rows that it is made of, one for each eps that was asked for.
         scaled: every image has an eps of its own, and distances are multiples of it.
         judged: the eps of the rows, rising.
-        distances: of every image, rising: how far the nearest image lies that is known to be broken. 0 where it was wrong without an
+        nearest: of every image, by sample id: how far the nearest image lies that is known to be broken. 0 where it was wrong without an
             attack; infinite where none is known. An image that a row could not decide has 0 too: it is correct at no eps.
     """
 
@@ -30,7 +31,12 @@ class Curve:
     norm: str
     scaled: bool
     judged: tuple[float, ...]
-    distances: tuple[float, ...]
+    nearest: Mapping[str, float]
+
+    @cached_property
+    def distances(self) -> tuple[float, ...]:
+        """The distances of `nearest`, rising."""
+        return tuple(sorted(self.nearest.values()))
 
     @property
     def n(self) -> int:
@@ -43,7 +49,7 @@ class Curve:
 
     def correct(self, eps: float) -> int:
         """Images of which nothing broken is known within eps."""
-        return self.n - bisect_right(self.distances, eps * (1 + WITHIN))
+        return self.n - bisect_right(self.distances, reach(eps))
 
     def at(self, eps: float) -> float:
         """Accuracy at this eps, an upper bound as that of any attack.
@@ -77,8 +83,8 @@ def broken_after(verdict: Verdict, eps: float) -> int | None:
     """
     if not verdict.broken:
         return None
-    reach = (verdict.radius or eps) * (1 + WITHIN)
-    return next((int(passes) for passes, distance in verdict.approach or () if distance <= reach), verdict.forwards + verdict.backwards)
+    within, spent = reach(verdict.radius or eps), verdict.forwards + verdict.backwards
+    return next((int(passes) for passes, distance in verdict.approach or () if distance <= within), spent)
 
 
 def medians(verdicts: Sequence[Verdict]) -> list[tuple[int, float]]:
@@ -86,7 +92,7 @@ def medians(verdicts: Sequence[Verdict]) -> list[tuple[int, float]]:
 
     It begins where at least half of the images have one; the last pair stands at the most passes that any image was given.
     """
-    nearest = [0.0 if v.broken_by == "clean" else math.inf for v in verdicts]
+    nearest = [0.0 if v.broken_by == "clean" or v.broken is None else math.inf for v in verdicts]
     ordered, found = sorted(nearest), []
     steps = [(int(passes), row, distance) for row, v in enumerate(verdicts) for passes, distance in _steps(v)]
     for passes, row, distance in sorted(steps):
@@ -103,7 +109,7 @@ def medians(verdicts: Sequence[Verdict]) -> list[tuple[int, float]]:
 
 
 def _steps(verdict: Verdict) -> Sequence[Sequence[float]]:
-    if verdict.broken_by == "clean" or verdict.nearest == math.inf:
+    if verdict.broken_by == "clean" or verdict.broken is None or verdict.nearest == math.inf:
         return ()
     return verdict.approach or [(verdict.forwards + verdict.backwards, verdict.distance)]
 
@@ -113,14 +119,16 @@ def _curve(result: Result, name: str, conditions: Sequence[Condition]) -> Curve:
     undecided: set[str] = set()
     for c in conditions:
         for v in result.of(c.name):
-            size = v.nearest if v.radius is None else v.nearest / v.radius * float(c.eps or 0)
-            distances[v.sample_id] = min(size, distances.get(v.sample_id, math.inf))
-            undecided |= {v.sample_id} if v.broken is None else set()
+            eps = float(c.eps or 0)
+            size = v.nearest if v.radius is None else v.nearest / v.radius * eps
+            # what a row counts as broken is so on its curve, however the two are rounded
+            distances[v.sample_id] = min(size, distances.get(v.sample_id, math.inf), eps if v.broken else math.inf)
+            undecided |= {v.sample_id} if v.cut_short else set()
     return Curve(
         name,
         tuple(c.name for c in conditions),
         str(conditions[0].norm),
         conditions[0].scaled,
         tuple(sorted(float(c.eps or 0) for c in conditions)),
-        tuple(sorted(0.0 if key in undecided else distance for key, distance in distances.items())),
+        {key: 0.0 if key in undecided else distance for key, distance in distances.items()},
     )

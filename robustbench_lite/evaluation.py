@@ -24,8 +24,8 @@ from .overlap import overlaps
 from .patients import no_patient_in_both
 from .plan import Attack
 from .proofs import certified
+from .radii import check_balls, radii_of
 from .radii import digest as digest_of
-from .radii import radii_of
 from .requested import (
     Precision,
     check_numbers,
@@ -171,6 +171,8 @@ def evaluate(
         raise UsageError(f"the quality of a JPEG file is 1..100, got {storage_jpeg}")
     classifier = classifier_of(model)
     others = surrogates_of(surrogates, classifier, query_budget)
+    if others and goal == "closest":
+        raise UsageError("a transfer attack has one try, and seeks nothing on the model: leave --goal closest or --surrogate out")
     goal = "full" if others else goal
     if radii is not None and (doubt or settle):
         raise UsageError("doubts are tried in balls of one size: leave --radii or --doubt out")
@@ -222,6 +224,10 @@ def evaluate(
         raise UsageError("what an attack learns is made for one size and all images: leave --radii out, or the attack")
     proofs = certified([certify] if isinstance(certify, str) else certify, classifier, images, planned, norm, eps)
     own_radii = None if radii is None else radii_of(radii, images.ids)
+    if own_radii is not None:
+        check_balls(own_radii, (job.condition for job in planned))
+    if patience is not None and all(job.condition.goal != "closest" for job in planned):
+        raise UsageError("patience is of attacks that seek the nearest: leave --patience out, or add --goal closest")
     goals = goals_of(job.condition for job in planned)
     aim = planned[0].target if planned else target
     learn_from = (
@@ -303,6 +309,7 @@ def evaluate(
             "class_names": None if images.class_names is None else list(images.class_names),
         },
         "stated_accuracy": stated_accuracy,
+        "radii": own_radii,
         "corruptions": about_corruptions,
         "sequence_rates": None if baseline is None or not perturbed else asdict(read_rates(baseline)),
         "conditions": [asdict(c) for c in conditions],

@@ -109,13 +109,19 @@ class Finding:
         return self.gradient == 0
 
     def merged(self, other: Finding, goal: Goal) -> Finding:
-        """The better of two lanes of one image, with the cost of both."""
+        """The better of two lanes of one image, with the cost of both; of two searches for the nearest, what either could not decide."""
 
         def rank(f: Finding) -> tuple[bool, bool, float]:
-            return f.met, f.broken is None, (-f.distance if f.met and goal == "closest" else f.margin)
+            if goal == "closest" and f.met:
+                return True, False, -f.distance
+            return f.met, f.broken is None, f.margin
 
         first, second = sorted((self, other), key=rank)
-        return replace(second.after(first), approach=self._approach_with(other))
+        best = replace(second.after(first), approach=self._approach_with(other))
+        if goal != "closest":
+            return best
+        undecided = None if first.broken is None or second.broken is None else False
+        return replace(best, broken=True if first.broken or second.broken else undecided, reason=second.reason or first.reason)
 
     def _approach_with(self, later: Finding) -> Sequence[tuple[int, float]]:
         """Of two lanes, the second after the first."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from .matrix import TransferRow, TransferVerdict, transfer_rows
 from .stats import wilson
@@ -30,6 +30,12 @@ LEARNT_FROM = "the attack learnt from it"
 NOWHERE = "nothing was found at any distance"
 WITHIN = 1e-5
 """Relative slack of a ball: float32 sums over an image's pixels are good to about this."""
+Size = TypeVar("Size", float, "Tensor")
+
+
+def reach(eps: Size) -> Size:
+    """How far a ball of this size goes, with the slack of rounding."""
+    return eps * (1 + WITHIN) + 1e-7
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,8 @@ class Condition:
 class Verdict:
     """One line of the results: what one condition did to one image.
 
-    `broken` is None where the evaluation could not decide (NaN, error; `reason` says which): it never counts as robust.
+    `broken` is None where the evaluation could not decide (NaN, error; `reason` says which): it never counts as robust. Of an image that a
+    search for the nearest broke before it met with such a thing, `reason` says so too: at smaller sizes it is undecided.
     `prediction`, `confidence` (softmax probability of the prediction) and `distance` belong to the witness of a broken image, and to
     the image of highest margin that the attack asked about otherwise. `precision` is the search's; a witness is always settled in
     float32. `witness` is the SHA-256 of the witness's file, None where none was kept. `stages` holds what each attack of a cascade
@@ -113,6 +120,11 @@ class Verdict:
         if self.broken_by == "clean":
             return 0.0
         return self.distance if self.broken or self.approach else math.inf
+
+    @property
+    def cut_short(self) -> bool:
+        """Whether something that could not be decided ended the search: it might have found a nearer image."""
+        return self.broken is None or bool(self.broken and self.reason)
 
 
 VERDICT_FIELDS = tuple(f.name for f in fields(Verdict))
@@ -197,7 +209,8 @@ def table_row(
     of the initially correct images that were broken. A corrupted image is judged by itself, for a corruption may also mend one:
     `right_when_clean` says which were correct before. `mean_forwards` and `mean_backwards` are over the images that were attacked,
     that is, all but those that met the criterion when clean; on the clean row, over all. `median_distance` is given under the goal
-    `closest` only, over all n: images without a known broken one count as infinitely far, those that were wrong already as 0.
+    `closest` only, over all n: images without a known broken one count as infinitely far, those that were wrong already and those that
+    could not be decided as 0.
 
     Raises:
         ValueError: there are no verdicts; an empty evaluation has no accuracy.
@@ -209,6 +222,7 @@ def table_row(
     broken = sum(v.broken is True for v in verdicts)
     correct = n - broken - undecided
     low, high = wilson(correct, n)
+    distances = [0.0 if v.broken is None else v.nearest for v in verdicts]
     paid = verdicts if condition.kind == "clean" else [v for v in verdicts if v.broken_by != "clean" and v.forwards > 0]
     wrong_when_clean = sum(v.broken_by == "clean" for v in verdicts)
     attackable = n - wrong_when_clean - sum(v.clean_prediction is None for v in verdicts)
@@ -225,7 +239,7 @@ def table_row(
         "search": "+".join(sorted({v.precision for v in verdicts})),
         "success_all": None if condition.kind == "clean" else broken / n,
         "success_correct": None if condition.kind == "clean" or not attackable else fallen / attackable,
-        "median_distance": statistics.median(v.nearest for v in verdicts) if condition.goal == "closest" else None,
+        "median_distance": statistics.median(distances) if condition.goal == "closest" else None,
     }  # fmt: skip
 
 

@@ -213,7 +213,7 @@ class Batch:
                 Finding(
                     id=lane.account.subject.id,
                     broken=True if broken else (None if trouble != FINE else False),
-                    reason=TROUBLE.get(trouble) if not broken else None,
+                    reason=TROUBLE.get(trouble) if not broken or self.plan.goal == "closest" else None,
                     image=image[row],
                     logits=source.logits[row],
                     margin=float(source.margin[row]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,8 +38,9 @@ def verify(
 ) -> Checked:
     """Re-check every witness of a run.
 
-    A witness holds when its file is unchanged, its clean image is the one that the run saw, its adversarial image is in [0, 1] and
-    within eps of it, and the model, asked about it alone, gives the broken prediction that the verdict states.
+    A witness holds when its file is unchanged, its clean image is the one that the run saw, its adversarial image is in [0, 1], as far
+    from it as the verdict says and, of a broken image, within eps, and the model, asked about it alone, gives the broken prediction that
+    the verdict states. Of an image without a witness a run claims nothing that could be checked.
 
     Args:
         run: the run's folder.
@@ -69,11 +71,13 @@ def verify(
         raise UsageError(f"{run} kept no witness of its {len(claimed)} broken images: run it again with --witnesses")
     clean = read_image_digests(Path(run))
     failures = []
+    radii = result.config.get("radii") or {}
     known = next((session for session in result.config["sessions"] if "votes" in session), {"votes": 0, "outputs": 2})
     judge = Judge(Passes(classifier), known["votes"], result.config["seed"])
     with frozen(classifier), torch.no_grad():
         for number, verdict in enumerate(kept, 1):
-            fault = _fault(result, conditions[verdict.condition], verdict, judge, known["outputs"], clean.get(verdict.sample_id))
+            seen, own = clean.get(verdict.sample_id), radii.get(verdict.sample_id)
+            fault = _fault(result, conditions[verdict.condition], verdict, judge, known["outputs"], seen, own)
             if fault:
                 failures.append(f"{verdict.condition}, {verdict.sample_id}: {fault}")
             if progress is not None:
@@ -81,7 +85,32 @@ def verify(
     return Checked(len(kept) - len(failures), failures, len(claimed) - len(kept))
 
 
-def _fault(result: Result, condition: Condition, verdict: Verdict, judge: Judge, outputs: int, clean: str | None) -> str | None:
+def _misstated(condition: Condition, verdict: Verdict, distance: float, own: float | None) -> str | None:
+    """What a verdict says wrongly of its witness.
+
+    Args:
+        distance: how far the witness lies.
+        own: the image's own eps, where the condition's is in multiples of it.
+    """
+    size = None if own is None or not condition.scaled else own * float(condition.eps or 0)
+    if size is not None and not math.isclose(verdict.radius or 0, size, rel_tol=1e-6):
+        return f"its ball is said to be of {verdict.radius}, and is of {size:g}"
+    if abs(distance - verdict.distance) > WITHIN * distance + 1e-6:
+        return f"its image lies at {distance:g}, and is said to lie at {verdict.distance:g}"
+    eps = verdict.radius or float(condition.eps or 0)
+    if verdict.broken is not True and distance <= eps:
+        return f"its image lies inside the ball of {eps:g}, and the verdict does not count it as broken"
+    passes, distances = [0, *(step[0] for step in verdict.approach)], [step[1] for step in verdict.approach]
+    if distances and not math.isclose(distances[-1], verdict.distance, rel_tol=WITHIN):
+        return f"its search is said to have ended at {distances[-1]:g}, and its image to lie at {verdict.distance:g}"
+    if sorted(passes) != passes or sorted(distances, reverse=True) != distances or passes[-1] > verdict.forwards + verdict.backwards:
+        return "the passes of its approach do not rise, or its distances do not fall, or there are more than were spent"
+    return None
+
+
+def _fault(
+    result: Result, condition: Condition, verdict: Verdict, judge: Judge, outputs: int, clean: str | None, own: float | None
+) -> str | None:
     """Why the witness does not hold, None where it does."""
     try:
         witness = result.witness(condition.name, verdict.sample_id)
@@ -95,9 +124,10 @@ def _fault(result: Result, condition: Condition, verdict: Verdict, judge: Judge,
     # in double precision, so that the check's own rounding does not decide
     x, origin = witness.adversarial[None].double(), witness.clean[None].double()
     # in the ball, or as near as it is said to be; the distances are in single precision
-    reach = verdict.radius or float(condition.eps or 0) if verdict.broken else verdict.distance * (1 + WITHIN)
-    if not BALLS[str(condition.norm)](torch.tensor(reach)).contains(x, origin).all():
-        return f"its image lies outside the {condition.norm} ball of {reach:g}, or outside [0, 1]"
+    eps = verdict.radius or float(condition.eps or 0)
+    ball = BALLS[str(condition.norm)](torch.tensor(eps if verdict.broken else max(eps, verdict.distance)))
+    if not ball.contains(x, origin).all():
+        return f"its image lies outside the {condition.norm} ball of {float(ball.eps):g}, or outside [0, 1]"
     labels = torch.tensor([verdict.label])
     # a class of its own for every image (least-likely) is in the verdict, a goal in the condition
     aimed = verdict.target if verdict.target is not None and condition.target is not None else condition.target
@@ -108,4 +138,4 @@ def _fault(result: Result, condition: Condition, verdict: Verdict, judge: Judge,
         return f"the model says {clean_rule.predict(logits)[0].tolist()}, which is not broken"
     if clean_rule.predict(logits)[0].tolist() != verdict.prediction:
         return f"the model says {clean_rule.predict(logits)[0].tolist()}, the verdict {verdict.prediction}"
-    return None
+    return _misstated(condition, verdict, float(ball.distance(x, origin)), own)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from .results import WITHIN, Condition, Goal, Verdict, size_text
+from .results import Condition, Goal, Verdict, reach, size_text
 
 
 def worst_case(conditions: Sequence[Condition], verdicts: Iterable[Verdict]) -> tuple[list[Condition], list[Verdict]]:
@@ -46,12 +46,15 @@ def _worst_of(rows: Sequence[Verdict], known: Sequence[Verdict], eps: float, con
     Args:
         rows: of the attacks of that size. known: of all sizes in the norm.
     """
-    reach = (rows[0].radius or eps) * (1 + WITHIN)
-    broken = next((v for v in rows if v.broken), None) or next((replace(v, broken=True) for v in known if v.nearest <= reach), None)
+    within = reach(rows[0].radius or eps)
+    broken = next((v for v in rows if v.broken), None) or next((replace(v, broken=True) for v in known if v.nearest <= within), None)
     first = broken or next((v for v in rows if v.broken is None), rows[0])
-    if condition.goal == "closest" and (nearest := min(known, key=lambda v: v.nearest)).nearest < first.nearest:
-        shown = ("distance", "prediction", "confidence", "approach", "broken_by", "restart", "precision", "witness")
-        first = replace(first, **{name: getattr(nearest, name) for name in shown}, broken=nearest.nearest <= reach or first.broken)
+    if condition.goal == "closest":
+        first = replace(first, reason=next((v.reason for v in rows if v.cut_short), first.reason))
+        nearest = min(known, key=lambda v: v.nearest)
+        if nearest.nearest < first.nearest:
+            shown = ("distance", "prediction", "confidence", "approach", "broken_by", "restart", "precision", "witness")
+            first = replace(first, **{name: getattr(nearest, name) for name in shown}, broken=nearest.nearest <= within or first.broken)
     return replace(
         first,
         condition=condition.name,

@@ -93,6 +93,36 @@ def test_a_distance_of_exactly_eps_is_broken_on_the_curve_as_in_the_row() -> Non
     assert curve.at(0.5) == sum(v.broken is False for v in verdicts) / N
 
 
+def test_what_rounding_lets_a_ball_hold_is_broken_on_the_curve_too() -> None:
+    eps = 0.5 / 255
+    conditions, verdicts = search("pgd", (eps,), 1)
+    verdicts = [replace(v, distance=eps * (1 + 1.5e-5), broken=True, broken_by="pgd", approach=(), reason=None) for v in verdicts]
+    assert curves(run(None, (conditions, verdicts)))[0].at(eps) == 0
+
+
+def test_a_search_that_was_cut_short_is_correct_at_no_eps() -> None:
+    conditions, verdicts = search("fmn", (4.0,), 1)
+    broken = next(v for v in verdicts if v.broken and v.broken_by != "clean")
+    cut = [replace(v, reason="NaN in the logits") if v is broken else v for v in verdicts]
+    (before, *_), (after, *_) = curves(run(None, (conditions, verdicts))), curves(run(None, (conditions, cut)))
+    assert before.correct(broken.distance / 2) - 1 == after.correct(broken.distance / 2)
+
+
+def test_of_images_that_only_some_attacks_were_for_each_is_read_by_itself() -> None:
+    """The shares of fmn are of all images, those of all together of some."""
+    fmn, patch = search("fmn", (1.0,), 3), search("patch", (1.0,), 9)
+    some = {v.sample_id for v in patch[1][: N // 2]}
+    result = run(None, fmn, (patch[0], [v for v in patch[1] if v.sample_id in some]))
+    of_fmn, of_patch = ({v.sample_id: v for v in result.of(name)} for name in ("fmn[l2,1]", "patch[l2,1]"))
+    left = 0
+    for key, v in of_fmn.items():
+        nearest = min(v.nearest, of_patch[key].nearest) if key in some else v.nearest
+        undecided = v.broken is None or (key in some and of_patch[key].broken is None)
+        left += not undecided and nearest > 1.0
+    (line,) = [line for line in in_terminal(result).splitlines() if line.startswith("fmn ") and "≤" in line]
+    assert f"≤ {100 * left / N:.1f}" in line
+
+
 def test_images_with_an_eps_of_their_own_are_counted_in_multiples_of_it() -> None:
     result = run(None, search("fmn", (1.0, 2.0), 5, scaled=True))
     fmn = curves(result)[0]
@@ -127,7 +157,7 @@ def test_medians_are_those_of_the_images_so_far_and_end_with_the_tables(n: int) 
         so_far = []
         for v in verdicts[:n]:
             reached = [distance for at, distance in v.approach if at <= passes]
-            so_far.append(0.0 if v.broken_by == "clean" else min(reached, default=math.inf))
+            so_far.append(0.0 if v.broken_by == "clean" or v.broken is None else min(reached, default=math.inf))
         known = [distance for at, distance in pairs if at <= passes]
         assert (known[-1] if known else math.inf) == statistics.median(so_far), passes
     assert pairs[-1] == (250, table_row(conditions[0], verdicts[:n], "", "", 0.0)["median_distance"])
@@ -237,7 +267,8 @@ def test_the_terminal_and_markdown_read_the_curve_at_a_few_sizes(shown: tuple[Re
         expected = []
         for eps in (0.25, 0.5, 1.0, 2.0):
             least = 100 * worst.at(eps)
-            expected.append(f"{least:.1f}" if curve.at(eps) == worst.at(eps) else f"≤ {least:.1f}")
+            unasked = " ?" if least and eps not in curve.judged else ""
+            expected.append(f"{least:.1f}{unasked}" if curve.at(eps) == worst.at(eps) else f"≤ {least:.1f}")
         (line,) = [line for line in written.splitlines() if line.startswith(f"{curve.name} ")]
         assert line.split()[-sum(len(cell.split()) for cell in expected) :] == " ".join(expected).split()
         assert f"| {' | '.join(expected)} |" in markdown

@@ -146,13 +146,28 @@ def test_where_images_do_not_leave_nobody_knows_when_they_fell() -> None:
 
 
 @pytest.mark.parametrize(
-    ("passes", "distances", "ended"), [((5, 60), (0.2, 0.09), False), ((5, 60), (0.1, 0.09), True), ((60,), (0.1,), False)]
+    ("passes", "distances", "ended"),
+    [((5, 60), (0.2, 0.09), False), ((5, 60), (0.1, 0.095), True), ((5, 60), (0.1, 0.09), False), ((60,), (0.1,), False)],
 )
 def test_in_a_search_for_the_nearest_an_image_falls_where_that_comes_within_eps(passes: Any, distances: Any, ended: bool) -> None:
     condition = attack("pgd", goal="closest")
     approach = [list(pair) for pair in zip(passes, distances, strict=True)]
     verdicts = [verdict(condition, key, key in first(10), approach=approach if key in first(10) else []) for key in IMAGES]
     assert bool(found("converged", (condition, verdicts))) is not ended
+
+
+def test_a_search_that_still_came_nearer_had_not_come_to_its_end() -> None:
+    """Nothing fell at this eps; but accuracies at others are read off the distances."""
+    condition = attack("pgd", goal="closest")
+
+    def coming(count: int, last: float) -> list[Verdict]:
+        near = first(count)
+        return [verdict(condition, key, False, approach=[[10, 3.0], [60, last if key in near else 2.9]]) for key in IMAGES]
+
+    (finding,) = found("converged", (condition, coming(3, 2.0)))
+    assert (finding.weight, finding.conditions, set(finding.samples)) == ("doubts", (condition.name,), first(3))
+    assert not found("converged", (condition, coming(3, 2.8)))
+    assert not found("converged", (condition, coming(1, 2.0)))
 
 
 def test_an_attack_that_may_go_anywhere_and_finds_nothing_has_failed() -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import robustbench_lite as rb
+from robustbench_lite.distances import curves
 from robustbench_lite.errors import UsageError
 from robustbench_lite.judge import Judge
 from robustbench_lite.oracle import Labels, Scores, WhiteBox
@@ -219,7 +220,7 @@ def test_witnesses_beyond_eps_are_kept_and_verified(tmp_path: Path) -> None:
 
 
 def test_the_nearest_cannot_be_asked_for_on_a_surrogate() -> None:
-    with pytest.raises(UsageError, match="from where nothing transfers"):
+    with pytest.raises(UsageError, match="seeks nothing on the model"):
         ran(WithGradients(), surrogates=[rb.Classifier(nn.Sequential(Brightness(), nn.Identity()).eval(), name="other")], goal="closest")
 
 
@@ -272,10 +273,15 @@ def test_a_file_of_radii(tmp_path: Path) -> None:
         ("id,eps\na,1\n", "needs the columns"),
         ("sample_id,eps\na,much\n", "no number"),
         ("sample_id,eps\na\n", "no number"),
+        ("sample_id,eps\na,1\na,2\n", "names a twice"),
     ):
         path.write_text(text, encoding="utf-8")
         with pytest.raises(UsageError, match=words):
             radii_of(path, ["a"])
+    path.write_bytes(b"\xef\xbb\xbfsample_id,eps\na,1\n")  # as spreadsheets write it
+    assert radii_of(path, ["a"]) == {"a": 1.0}
+    with pytest.raises(UsageError, match="must be a number"):
+        radii_of({"a": "x"}, ["a"])  # type: ignore[dict-item]
     with pytest.raises(UsageError, match="1 of 2 images have no eps of their own"):
         radii_of({"a": 1.0}, ["a", "c"])
     for eps in (0.0, -1.0, float("nan"), float("inf")):
@@ -288,6 +294,64 @@ def test_a_file_of_radii(tmp_path: Path) -> None:
 def test_what_is_learnt_is_made_for_one_size() -> None:
     with pytest.raises(UsageError, match="made for one size"):
         ran("patch", norm="patch", eps=None, radii=dict.fromkeys(ids(), 0.5))
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"eps": [1, 0]}, "must be positive, got 0"),
+        ({"eps": [-1]}, "must be positive, got -1"),
+        ({"radii": 1e-50}, "too small a number"),
+        ({"norm": "l0", "radii": 1.9}, "must be whole, got 1.9"),
+        ({"norm": "l0", "radii": 3.0, "eps": [0.5]}, "must be whole, got 1.5"),
+        ({"eps": [4]}, "more than the whole range"),
+    ],
+)
+def test_what_is_no_ball_of_its_own_for_some_image_is_refused(more: dict[str, Any], words: str) -> None:
+    asked: dict[str, Any] = {"norm": "linf", "eps": None, "radii": 0.5} | more
+    with pytest.raises(UsageError, match=words):
+        ran("pgd", **{**asked, "radii": dict.fromkeys(ids(), asked["radii"])})
+
+
+def test_patience_is_not_asked_for_in_vain() -> None:
+    with pytest.raises(UsageError, match="leave --patience out"):
+        ran("pgd", patience=5, goal="first")
+
+
+# --- what could not be decided ---------------------------------------------------------------------------------------------
+
+
+class Shell(Brightness):
+    """No numbers come out where the image is a little darker than those of class 1."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.flatten(1).mean(1)
+        return super().forward(x) + torch.where((mean > 0.5) & (mean < 0.6), torch.nan, 0.0)[:, None]
+
+
+@pytest.mark.parametrize("eps", [[0.2, 0.45], [0.45, 0.2]])
+def test_a_search_that_met_with_no_numbers_is_undecided_at_every_size_that_it_did_not_come_to(eps: list[float]) -> None:
+    """Broken at 0.45, for its image lies at 0.4; nearer, nobody knows, whichever size was asked for first."""
+    result = rb.evaluate(Shell(), [Brightening((0.8, 0.55))], (greys(0.4), torch.tensor([0])), norm="linf", eps=eps)
+    far, near = (next(c.name for c in result.conditions if c.kind == "attack" and c.eps == size) for size in (0.45, 0.2))
+    assert [(v.broken, v.distance) for v in result.of(far)] == [(True, pytest.approx(0.4))]
+    assert [v.broken for v in result.of(near)] == [None]
+    assert [result.of(f"worst[linf,{size}]")[0].broken for size in (0.45, 0.2)] == [True, None]
+    assert [curve.at(0.1) for curve in curves(result)] == [0, 0]
+    assert result.table.set_index("condition").loc[near, "median_distance"] == 0
+
+
+def test_of_two_lanes_the_nearest_is_kept_and_what_either_could_not_decide() -> None:
+    def made(broken: bool | None, distance: float, met: bool = True, reason: str | None = None) -> Finding:
+        approach = ((5, distance),) if met else ()
+        return Finding("a", broken, reason, torch.zeros(1), torch.zeros(2), 0.1, distance, 0, None, 5, 5, 5, approach=approach)
+
+    near, cut = made(True, 0.4), made(None, 5.0, reason="NaN")
+    for found in (near.merged(cut, "closest"), cut.merged(near, "closest")):
+        assert (found.broken, found.distance, found.reason, found.forwards) == (True, 0.4, "NaN", 10)
+    stood, nothing = made(False, 2.0), made(None, 0.0, met=False, reason="NaN")
+    for found in (stood.merged(nothing, "closest"), nothing.merged(stood, "closest")):
+        assert (found.broken, found.distance, found.met, found.reason) == (None, 2.0, True, "NaN")
 
 
 def test_doubts_have_balls_of_one_size() -> None:

@@ -140,7 +140,12 @@ def test_the_median_distance_counts_survivors_as_far() -> None:
     closest = Condition("pgd[l2,1]", "attack", "pgd", "l2", 1.0, goal="closest")
     two = [verdict("a", True, closest, distance=0.3), verdict("b", True, closest, distance=0.5)]
     assert row(two, closest)["median_distance"] == 0.4
-    assert row([*two, verdict("c", False, closest, distance=0.1), verdict("d", None, closest)], closest)["median_distance"] == math.inf
+    assert (
+        row([*two, verdict("c", False, closest, distance=0.1), verdict("d", False, closest, distance=0.1)], closest)["median_distance"]
+        == math.inf
+    )
+    # what could not be decided is not robust
+    assert row([*two, verdict("c", None, closest), verdict("d", None, closest)], closest)["median_distance"] == 0.15
     assert row(two)["median_distance"] is None
 
 

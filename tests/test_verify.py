@@ -64,6 +64,42 @@ def test_one_changed_byte(robust_eval: CommandLine, inside: Callable[..., Ran], 
 
 
 @pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"distance": "distance * 2"}, "and is said to lie at"),
+        ({"distance": "distance * 0.5"}, "and is said to lie at"),
+        ({"broken": "0"}, "does not count it as broken"),
+        ({"approach": "'[[1, 9.0]]'"}, "its search is said to have ended at 9"),
+        ({"approach": "replace(approach, '[[', '[[100000, 9.0], [')"}, "or there are more than were spent"),
+    ],
+)
+def test_changed_distances(robust_eval: CommandLine, inside: Callable[..., Ran], changes: dict[str, str], words: str) -> None:
+    asked = ("--model", "digits_cnn", "--limit", "6", "--attack", "fmn:steps=30", "--eps", "1", "--eps", "4", "--norm", "l2")
+    assert inside(*asked, "--out", "near").code == 0
+    assert "witnesses hold" in inside("verify", "near").out
+    with sqlite3.connect(robust_eval.folder / "near" / "results.sqlite") as database:
+        for name, value in changes.items():
+            database.execute(f"UPDATE verdicts SET {name} = {value} WHERE condition = 'fmn:steps=30[l2,4]' AND broken_by != 'clean'")
+    database.close()
+    ran = inside("verify", "near")
+    assert ran.code == 1
+    assert words in ran.out
+
+
+def test_changed_radii(robust_eval: CommandLine, inside: Callable[..., Ran]) -> None:
+    asked = ("--model", "digits_cnn", "--limit", "6", "--attack", "fmn:steps=30", "--norm", "l2")
+    assert inside(*asked, "--eps", "1", "--out", "first").code == 0
+    lines = [f"{sample['sample_id']},4" for sample in robust_eval.samples("first", "clean")]
+    (robust_eval.folder / "radii.csv").write_text("\n".join(["sample_id,eps", *lines]), encoding="utf-8")
+    assert inside(*asked, "--radii", "radii.csv", "--out", "own").code == 0
+    assert "witnesses hold" in inside("verify", "own").out
+    with sqlite3.connect(robust_eval.folder / "own" / "results.sqlite") as database:
+        database.execute("UPDATE verdicts SET radius = radius / 100, broken = 0 WHERE broken_by != 'clean'")
+    database.close()
+    assert "its ball is said to be of 0.04, and is of 4" in inside("verify", "own").out
+
+
+@pytest.mark.parametrize(
     ("forge", "words"),
     [
         (lambda x: (x + 0.2 * torch.sign(x - 0.5)).clamp(0, 1), "lies outside the linf ball of 0.1"),

@@ -1,15 +1,18 @@
 """Images still fell in the second half of a search: more steps would break more."""
 
+import math
 from collections.abc import Iterator, Set
 from dataclasses import dataclass, fields, replace
 
 from robustbench_lite.diagnostics import Counter, Evidence, Finding
 from robustbench_lite.errors import RobustEvalError
 from robustbench_lite.registry import ATTACKS, diagnostic
-from robustbench_lite.results import WITHIN, Condition, Verdict
+from robustbench_lite.results import Condition, Verdict, reach
 from robustbench_lite.settlement import carried_out
-from robustbench_lite.telling import climbers, tells
+from robustbench_lite.telling import climbers, climbs, tells
 
+NEARER = 0.1
+"""Share by which an image comes nearer that has not come to its end; approaches are kept in steps of a twentieth."""
 LONGER = 5
 """How many times as long the search is that would settle it."""
 
@@ -23,9 +26,24 @@ class Converged:
     gradients together are the search. Under the goal `closest`, an image fell when the nearest broken one had come within eps; under `full`
     none leaves early, so that nothing is known of when it fell.
     A search five times as long settles it: if that breaks no more than luck would, there is no finding.
+
+    A search for the nearest had not come to its end either where as many images came nearer by more than a tenth in its second half: its
+    distances are too long, and accuracies at other sizes that are read off them too high. Only a longer search in its place has others.
     """
 
     def findings(self, evidence: Evidence) -> Iterator[Finding]:
+        for row in (row for balls in evidence.balls.values() for row in balls):
+            if climbs(evidence, row) and tells(*map(len, halves := _approaching(evidence, row))):
+                late, reached = halves
+                yield Finding(
+                    "converged",
+                    "doubts",
+                    (row.name,),
+                    f"in the second half of {row.name}'s search {len(late)} of {len(reached)} images came nearer by more than a tenth",
+                    "the search ended while it still came nearer: distances are too long, and accuracies that are read off them too high",
+                    figures={"late": len(late), "reached": len(reached)},
+                    samples=tuple(sorted(late)),
+                )
         for norm, eps in evidence.balls:
             climbing = climbers(evidence, norm, eps)
             unended = {row.name: halves for row in climbing if tells(*map(len, halves := _halves(evidence, row)))}
@@ -62,9 +80,25 @@ def _halves(evidence: Evidence, row: Condition) -> tuple[Set[str], Set[str]]:
     return late, spent.keys() - fell | late
 
 
+def _approaching(evidence: Evidence, row: Condition) -> tuple[Set[str], Set[str]]:
+    """The images that a search for the nearest came nearer by more than a tenth in its second half, and those that it searched."""
+    searched = [v for v in evidence.verdicts(row) if v.broken_by != "clean" and v.broken is not None]
+    if row.goal != "closest" or len(row.doors) > 1 or not searched:
+        return set(), set()
+    middle, steps = max(_passes(row, v) for v in searched) / 2, max(v.steps for v in searched)
+    unended = [v for v in searched if v.approach and v.steps == steps]  # an attack that ends of itself has nothing more to find
+    late = {v.sample_id for v in unended if _reached(v, middle) > (1 + NEARER) * v.approach[-1][1]}
+    return late, {v.sample_id for v in searched}
+
+
+def _reached(verdict: Verdict, passes: float) -> float:
+    """How near it had come after so many passes; infinite before it found anything."""
+    return min((distance for spent, distance in verdict.approach if spent <= passes), default=math.inf)
+
+
 def _within(verdict: Verdict, eps: float) -> float:
     """Passes until the nearest broken image had come within eps."""
-    return next((passes for passes, distance in verdict.approach or () if distance <= eps * (1 + WITHIN)), 0)
+    return next((passes for passes, distance in verdict.approach or () if distance <= reach(eps)), 0)
 
 
 def _passes(row: Condition, verdict: Verdict) -> int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from robustbench_lite.diagnostics import Evidence, Finding
 from robustbench_lite.registry import diagnostic
-from robustbench_lite.results import WITHIN, Condition
+from robustbench_lite.results import Condition, reach
 
 
 @diagnostic("witnessed")
@@ -30,7 +30,7 @@ def _found(evidence: Evidence, row: Condition, eps: float, others: list[Conditio
     own = {v.sample_id: v.radius or eps for v in evidence.verdicts(row)}
     for other in others:
         if other.name != row.name:
-            near = {v.sample_id: v for v in evidence.verdicts(other) if v.nearest <= own.get(v.sample_id, 0) * (1 + WITHIN)}
+            near = {v.sample_id: v for v in evidence.verdicts(other) if v.sample_id in own and v.nearest <= reach(own[v.sample_id])}
             for key, verdict in ({**near, **evidence.broken(other)} if (other.eps or 0) <= eps else near).items():
                 found.setdefault(key, f"{verdict.broken_by}" + (f" at eps {other.eps:g}" if other.eps != row.eps else ""))
     return found
