@@ -121,7 +121,8 @@ def test_a_linear_classifiers_radius_is_below_its_distance_and_comes_near_it(sig
 def test_a_radius_is_that_of_the_bound_on_the_votes() -> None:
     model, x = at_distances(torch.tensor([0.1, 0.3]))
     found = proof("smoothing:sigma=0.25,n=400,alpha=0.01", model, x, torch.tensor([1, 1]))
-    counts = votes(Classifier(model), x, 0.25, 400, draws(2), "estimation", batch=7)[:, 1].tolist()
+    keyed = replace(draws(2), condition="smoothing: 0.25")
+    counts = votes(Classifier(model), x, 0.25, 400, keyed, "estimation", batch=7)[:, 1].tolist()
     expected = [0.25 * float(norm.ppf(beta.ppf(0.01, k, 400 - k + 1))) for k in counts]
     assert found.radius.tolist() == pytest.approx(expected)
     assert found.margin.isnan().all()
@@ -199,7 +200,8 @@ def test_a_proof_depends_neither_on_the_pass_nor_on_the_other_images(batch: int)
     certificate = certificate_of("smoothing:sigma=1,n0=20,n=80,alpha=0.1")
     whole, state = certificate.prove(classifier, x, y, ball("l2", 0.1), draws(4)), torch.get_rng_state()
     cut = replace(certificate, batch=batch)
-    parts = [cut.prove(classifier, x[rows], y[rows], ball("l2", 0.1), draws(4).take(rows)) for rows in (slice(0, 1), slice(1, 4))]
+    draw = replace(draws(4), condition=CERTIFICATES.spec_of(cut))  # as a run keys it
+    parts = [cut.prove(classifier, x[rows], y[rows], ball("l2", 0.1), draw.take(rows)) for rows in (slice(0, 1), slice(1, 4))]
     for name in ("proven", "prediction", "radius"):
         assert torch.equal(getattr(whole, name), torch.cat([getattr(part, name) for part in parts])), name
     assert (whole.radius > 0).any()

@@ -1,7 +1,7 @@
 """Randomised smoothing (Cohen, Rosenfeld, Kolter, ICML 2019, https://arxiv.org/abs/1902.02918)."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import torch
@@ -74,6 +74,8 @@ class Smoothing:
             raise UsageError("smoothing proves one class an image, and these images have several labels")
         if draws_itself(classifier, images[:1]):
             raise UsageError(f"{classifier.name} answers otherwise when asked again: smoothing needs a model that draws nothing itself")
+        # keyed by the smoothed classifier: the same draws, and more of them, at another n, and a larger radius at a larger alpha
+        draw = replace(draw, condition=f"smoothing: {self.sigma!r}")
         chosen = votes(classifier, images, self.sigma, self.n0, draw, "selection", batch=self.batch).argmax(1)
         # other draws than those that chose: a class that is chosen by its votes has had too many of them
         counts = votes(classifier, images, self.sigma, self.n, draw, "estimation", batch=self.batch)
