@@ -109,8 +109,9 @@ def test_augmented_images_are_images_and_the_given_ones_are_left_alone(name: str
     for made in (batch.images, *batch.views):
         assert made.shape == x.shape
         assert made.dtype == x.dtype
-        assert made.min() >= 0
-        assert made.max() <= 1
+        if name != "gaussian":  # noise is learnt as a smoothed classifier is asked under it, and that is not clipped
+            assert made.min() >= 0
+            assert made.max() <= 1
     assert torch.allclose(batch.targets.sum(1), torch.ones(6))
     assert any(not torch.equal(made, x) for made in (batch.images, *batch.views))
 
