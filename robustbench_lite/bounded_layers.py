@@ -29,7 +29,7 @@ class Convolution:
 
     def adjoint(self, rows: Tensor, shape: Sequence[int]) -> Tensor:
         c, size = self.layer, (len(rows), *shape)
-        back: Tensor = conv2d_input(size, c.weight, rows, c.stride, self.padding, c.dilation, c.groups)
+        back: Tensor = conv2d_input(size, c.weight, rows, c.stride, self.padding, c.dilation, c.groups)  # type: ignore[no-untyped-call]  # torch's
         return back
 
     def _convolved(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
