@@ -1,7 +1,7 @@
 """Random resizing and padding (Xie, Wang, Zhang, Ren, Yuille, ICLR 2018, https://arxiv.org/abs/1711.01991)."""
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -24,9 +24,9 @@ class Resizing(nn.Module):
     are drawn on the CPU, so that they are equal on all devices.
     """
 
-    def __init__(self, low: float, high: float, interpolation: str) -> None:
+    def __init__(self, low: float, high: float) -> None:
         super().__init__()
-        self.low, self.high, self.interpolation = low, high, interpolation
+        self.low, self.high = low, high
 
     def canvas(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of what comes out."""
@@ -42,11 +42,11 @@ class Resizing(nn.Module):
         down, inside_down = _positions(tall, top, new, x)
         along, inside_along = _positions(wide, left, across, x)
         grid = torch.stack([along[:, None].expand(-1, tall, -1), down[:, :, None].expand(-1, -1, wide)], -1)
-        resized = grid_sample(x, grid, self.interpolation, padding_mode="border", align_corners=False)
+        resized = grid_sample(x, grid, padding_mode="border", align_corners=False)
         return resized * (inside_down[:, None, :, None] & inside_along[:, None, None, :])
 
     def extra_repr(self) -> str:
-        return f"low={self.low:g}, high={self.high:g}, interpolation={self.interpolation}"
+        return f"low={self.low:g}, high={self.high:g}"
 
 
 def _positions(room: int, start: Tensor, size: Tensor, like: Images) -> tuple[Tensor, Tensor]:
@@ -65,19 +65,17 @@ class RandomResizing:
     models (`--eot`, 20 by default), so that it is not to be relied on (Athalye et al., ICML 2018).
 
     By default images shrink and the canvas is of their own size, so that every network takes it. The paper enlarges instead, which
-    needs a network that takes images of another size: `resizing:low=1,high=331/299`.
+    needs a network that takes images of another size: `resizing:low=1,high=331/299`. Its code takes the nearest pixel; this interpolates.
 
     Args:
         low: smallest size, as a share of the image's own.
         high: size of the canvas, as a share of the image's own; images are smaller by at least a pixel, unless low equals high.
-        interpolation: of the resizing; the published code takes the nearest.
     """
 
     kind: ClassVar[Kind] = "input"
 
     low: Annotated[float, Field(gt=0, le=4)] = 0.9
     high: Annotated[float, Field(gt=0, le=4)] = 1.0
-    interpolation: Literal["bilinear", "nearest"] = "bilinear"
 
     def __post_init__(self) -> None:
         if self.low > self.high:
@@ -89,7 +87,7 @@ class RandomResizing:
         Raises:
             ModelError: the network does not take images of the canvas's size.
         """
-        layer, size = Resizing(self.low, self.high, self.interpolation), classifier.preprocess.size
+        layer, size = Resizing(self.low, self.high), classifier.preprocess.size
         if size is not None and layer.canvas(*size) != size:
             try:
                 taken(classifier, torch.zeros(1, classifier.preprocess.channels, *layer.canvas(*size), device=classifier.device))
