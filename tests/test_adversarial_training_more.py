@@ -28,7 +28,7 @@ from training_fixture import digits, made, register_forgetful, same, training
 
 from robustbench_lite.classifier import Classifier
 from robustbench_lite.data import load_data
-from robustbench_lite.defending import Defenses, Replay, Step
+from robustbench_lite.defending import Batch, Defenses, Replay, Step
 from robustbench_lite.errors import UsageError
 from robustbench_lite.registry import ARCHITECTURES, DEFENSES, defense
 from robustbench_lite.threat import ball
@@ -157,6 +157,25 @@ def test_each_layer_moves_by_its_share_of_its_own_length_and_vectors_do_not(gamm
     for name, there in moved.items():
         assert (there - weights[name]).norm().item() == pytest.approx(gamma * weights[name].norm().item(), rel=1e-4)
     assert all(weight.grad is None for weight in weights.values())
+
+
+def test_several_processes_perturb_weights_by_the_slopes_of_all_their_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    classifier, parts, told = network().eval(), (slice(0, 5), slice(5, None)), AWP(eps=0.1, gamma=0.3)
+    sent: list[Tensor] = []
+
+    def moved(rows: slice) -> dict[str, Tensor]:
+        x = images()[rows]
+        return told.perturbed(Step(classifier, Batch(x, torch.eye(10)[labels()[rows]]), draws().take(rows)), x)
+
+    whole, alone = moved(slice(None)), moved(parts[0])
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda slope: sent.append(slope.clone()))
+    moved(parts[1])
+    others = iter(sent)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda slope: slope.add_(next(others)))
+    together = moved(parts[0])
+    assert all(torch.allclose(together[name], whole[name], atol=1e-5) for name in whole)
+    assert not any(torch.allclose(alone[name], whole[name], atol=1e-3) for name in whole)
 
 
 def test_a_layers_direction_is_of_length_one_however_small_its_gradient() -> None:
@@ -336,7 +355,7 @@ def test_interrupted_and_resumed_gives_the_weights_of_an_unbroken_training(spec:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("spec", ["awp:norm=l2,attack=(pgd:steps=2),gamma=0.1", "free-at:norm=l2,replays=2"])
+@pytest.mark.parametrize("spec", ["awp:norm=l2,attack=(pgd:steps=2)", "free-at:norm=l2,replays=2"])
 def test_two_processes_train_what_one_trains(spec: str, tmp_path: Path) -> None:
     """In l2, where the last bit of a sum is not made much of. Parts of a step differ in size."""
     flags = "--model small_cnn --epochs 1 --batch-size 225 --optimizer sgd --lr 0.05 --ema 0.9 --device cpu"
