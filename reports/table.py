@@ -43,6 +43,8 @@ class Row:
     at_most: float
     reasons: tuple[str, ...]
     first_pass_only: bool
+    certified: float | None = None
+    unsettled: int | None = None
 
     @property
     def share(self) -> str:
@@ -57,8 +59,12 @@ class Row:
 
     @property
     def percent(self) -> str:
-        """`79.0 %` of a sound row, `79.0 % ?` of a doubtful one, `≤ 52.0 %` of a refuted one, whose own figure is not shown."""
-        return qualified(self.at_most, self.trust)
+        """`79.0 %` of a sound row, `79.0 % ?` of a doubtful one, `≤ 52.0 %` of a refuted one, whose own figure is not shown;
+        `[31.0, 79.0] %` where certificates make a bracket."""
+        if self.certified is None:
+            return qualified(self.at_most, self.trust)
+        most = signed(percent(self.at_most), "refuted") if self.trust == "refuted" else percent(self.at_most)
+        return f"[{percent(self.certified)}, {most}] %" + (" ?" if self.trust == "doubtful" else "")
 
     @property
     def interval(self) -> str:
@@ -115,6 +121,13 @@ def legend(shown: Sequence[Row]) -> list[str]:
         "doubtful": "? doubtful: the accuracy may be lower, or known too roughly.",
     }
     return [line for level, line in lines.items() if level in levels]
+
+
+def bracket_legend(shown: Sequence[Row]) -> list[str]:
+    """What a bracket is, where a row has one."""
+    if all(row.certified is None for row in shown):
+        return []
+    return ["[certified, surviving]: the share that is proven to stand whatever the attack, and the share that no attack broke."]
 
 
 def distance_legend(shown: Sequence[Row]) -> list[str]:

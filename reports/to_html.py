@@ -24,8 +24,9 @@ from .figures import calibration_curves, published_scores, queries, shape_biases
 from .files import write
 from .gallery import LONGEST_SIDE, exhibits
 from .per_class import OPEN, class_lines, class_rows
+from .proven import ANOTHER, radii
 from .shapes import shape_rows
-from .table import FEW_IMAGES, Row, amount, distance_legend, legend, percent, rows
+from .table import FEW_IMAGES, Row, amount, bracket_legend, distance_legend, legend, percent, rows
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -68,7 +69,10 @@ def page(result: Result) -> str:
         # the script's hash, so that nothing that slipped through the escaping could run
         allowed=b64encode(sha256(script.encode()).digest()).decode(),
         summary=summary(result.config["model"]["name"], shown),
-        legend=[*legend(shown), *distance_legend(shown)],
+        legend=[*legend(shown), *bracket_legend(shown), *distance_legend(shown)],
+        proofs=[(row, radii(row)) for row in result.proof_rows],
+        unsettled={name: bracket.unsettled for name, bracket in result.brackets.items() if name.startswith("worst")},
+        another=ANOTHER,
         findings=grouped(finding_rows(result)),
         weights=WEIGHTS,
         doubts=doubted(result),

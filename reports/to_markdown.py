@@ -13,8 +13,9 @@ from .believing import WEIGHTS, command_of, doubted, finding_rows, lacking, summ
 from .corruption import tabled
 from .escaping import markdown as escaped
 from .files import write
+from .proven import ANOTHER, unsettled
 from .reading import readings
-from .table import distance_legend, legend, rows
+from .table import bracket_legend, distance_legend, legend, percent, rows
 
 
 @file_format("markdown", "md")
@@ -53,9 +54,11 @@ def _lines(result: Result) -> Iterator[str]:
     median = ["median distance"] if nearest else []
     yield from _table(["condition", "correct", "accuracy", "95 % interval", *median, "trust", "why"], cells)
     yield ""
-    yield from (f"- {escaped(line)}" for line in [*legend(shown), *distance_legend(shown), *(result.config.get("notes") or [])])
+    said = [*legend(shown), *bracket_legend(shown), *distance_legend(shown), *(result.config.get("notes") or [])]
+    yield from (f"- {escaped(line)}" for line in said)
     if len(shown) < len(every):
         yield f"- {len(every) - len(shown)} conditions of corruptions are in `table.csv`."
+    yield from _proofs(result)
     for told in readings(result, every):
         yield from ("", f"## {told.title}", "")
         yield from _table([told.first, *told.headings], [[line.name, *line.cells] for line in told.lines])
@@ -64,6 +67,25 @@ def _lines(result: Result) -> Iterator[str]:
     if command := command_of(result):
         fence = "`" * max(3, *(len(run) + 1 for run in re.findall("`+", command)), 0)
         yield from ("", "To get the numbers again:", "", fence, command, fence)
+
+
+def _proofs(result: Result) -> Iterator[str]:
+    """What the certificates proved, and which images are neither proven nor broken."""
+    if result.proof_rows:
+        yield from ("", "## Certificates", "")
+        lines = [
+            [
+                row.condition,
+                f"{row.proven}/{row.n}",
+                f"{percent(row.accuracy)} %",
+                f"{row.confidence:g}",
+                "this model" if row.of_model else "another",
+            ]
+            for row in result.proof_rows
+        ]
+        yield from _table(["certificate", "proven", "certified accuracy", "confidence", "of"], lines)
+        others = [] if all(row.of_model for row in result.proof_rows) else [ANOTHER]
+        yield from ("", *(f"- {escaped(line)}" for line in [*unsettled(result), *others]))
 
 
 def _trust(result: Result) -> Iterator[str]:

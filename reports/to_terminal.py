@@ -16,9 +16,10 @@ from robustbench_lite.results import Result
 
 from .believing import doubted
 from .corruption import HeatRow, heat, tabled
+from .proven import ANOTHER, unsettled
 from .reading import readings
 from .shapes import shape_rows
-from .table import FEW_IMAGES, Row, amount, legend, percent, rows
+from .table import FEW_IMAGES, Row, amount, bracket_legend, legend, percent, rows
 
 
 @report("terminal")
@@ -49,6 +50,7 @@ def terminal(result: Result) -> Group:
     corrupted = corruptions(result)
     lines = heat(result, every, corrupted.rows) if len(shown) < len(every) else []
     below: list[Table | Text] = [
+        *_proofs(result),
         *_distances(result, every),
         *_trust(shown, [row for row in every if row not in shown]),
         *_doubts(result),
@@ -81,6 +83,21 @@ def _trust(shown: list[Row], others: list[Row]) -> Iterator[Table | Text]:
     said = [f"{unseen} conditions of corruptions are not sound either."] if unseen else []
     table.caption = "\n".join([*said, "The report has all the reasons, and what would settle them."])
     yield table
+
+
+def _proofs(result: Result) -> Iterator[Table | Text]:
+    """What the certificates proved, and which images are neither proven nor broken."""
+    if result.proof_rows:
+        table = _below("certificates", "certificate", ["proven", "accuracy", "95 % in-\nterval", "confi-\ndence", "of"])
+        for row in result.proof_rows:
+            share, interval = f"{percent(row.accuracy)} %", f"{percent(row.ci_low)}–{percent(row.ci_high)}"
+            cells = [f"{row.proven}/{row.n}", share, interval, f"{row.confidence:g}", "this model" if row.of_model else "another"]
+            table.add_row(Text(row.condition), *map(Text, cells))
+        others = [row for row in result.proof_rows if not row.of_model]
+        table.caption = ANOTHER if others else None
+        yield table
+    for line in unsettled(result):
+        yield Text(line)
 
 
 def _distances(result: Result, every: list[Row]) -> Iterator[Table]:
@@ -221,7 +238,7 @@ def _cells(row: Row, undecided: bool) -> list[Text]:
 
 
 def _caption(shown: list[Row]) -> Text:
-    lines = ["Passes are means per attacked image.", *legend(shown)]
+    lines = ["Passes are means per attacked image.", *legend(shown), *bracket_legend(shown)]
     if any(row.undecided for row in shown):
         lines.append("Undecided images count as not correct.")
     if any(row.first_pass_only for row in shown):

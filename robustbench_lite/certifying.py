@@ -34,7 +34,7 @@ class Proof:
     """What a certificate says of a batch.
 
     Args:
-        proven: (B,) bool: every image of the ball is predicted as its label.
+        proven: (B,) bool: every image of the ball is predicted as its label; of the ball that attacks have, `Ball.reach` of it.
         prediction: (B,) int64, the class that the certified model predicts; -1 where it abstains.
         radius: (B,) a ball of this radius is proven, 0 where none is. A bound proves the radius that it was asked about; smoothing has a
             radius of each image's own, that may be larger than the ball.

@@ -20,7 +20,7 @@ from .conditions import sizes_of
 from .engines import local
 from .errors import DataError, InvalidEvaluation, UsageError
 from .registry import CERTIFICATES
-from .results import WITHIN, Condition, Verdict, eps_text
+from .results import Condition, Verdict, eps_text
 from .stats import wilson
 from .streams import Streams
 from .threat import ball
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from .labelled import LabelledImages
     from .samples import Samples
     from .store import Store
+
+ROUNDED = 1e-6
+"""Radii and distances are kept in single precision. A certificate proves the ball that attacks have, which is larger (`Ball.reach`)."""
 
 
 @dataclass(frozen=True)
@@ -245,9 +248,11 @@ def proof_rows(conditions: Iterable[Condition], proofs: Sequence[ProofVerdict], 
 
 @dataclass(frozen=True)
 class Known:
-    """What is proven of the model that a run is about: by norm and image, the largest radius and the certificate that proves it."""
+    """What is proven of the model that a run is about: by norm and image, the largest radius and the certificate that proves it; and by
+    norm the images that something was to be proven `about`."""
 
     by_norm: dict[str, dict[str, tuple[float, Condition]]]
+    about: dict[str, list[str]]
 
     @classmethod
     def of(cls, conditions: Iterable[Condition], proofs: Iterable[ProofVerdict], model: str) -> Known:
@@ -256,20 +261,32 @@ class Known:
             model: digest of the run's model; proofs of another one are left aside.
         """
         about = {c.name: c for c in conditions if c.kind == "certified" and c.proof_of == model}
+        asked: dict[str, dict[str, None]] = {}
         found: dict[str, dict[str, tuple[float, Condition]]] = {}
         for proof in proofs:
             c = about.get(proof.condition)
+            if c is not None:
+                asked.setdefault(str(c.norm), {})[proof.sample_id] = None
             if c is not None and proof.prediction == proof.label and proof.radius > 0:
                 of_norm = found.setdefault(str(c.norm), {})
                 if proof.radius > of_norm.get(proof.sample_id, (0.0,))[0]:
                     of_norm[proof.sample_id] = proof.radius, c
-        return cls(found)
+        return cls(found, {norm: list(ids) for norm, ids in asked.items()})
+
+    def asked(self, condition: Condition) -> list[str]:
+        """The images of which something was to be proven in a condition's norm."""
+        return self.about.get(str(condition.norm), [])
+
+    def safe(self, condition: Condition) -> set[str]:
+        """The images that are proven up to a condition's size."""
+        proven, eps = self.by_norm.get(str(condition.norm), {}), float(condition.eps or 0)
+        return {key for key, found in proven.items() if _holds(found, eps)}
 
     def bracket(self, condition: Condition, verdicts: Sequence[Verdict]) -> Bracket | None:
         """The bracket of a row of attacks; None where nothing in its norm was to be proven of its model."""
-        proven = self.by_norm.get(str(condition.norm))
-        if proven is None or condition.kind not in ("attack", "worst") or not verdicts:
+        if not self.asked(condition) or condition.kind not in ("attack", "worst") or not verdicts:
             return None
+        proven = self.by_norm.get(str(condition.norm), {})
         safe = {v.sample_id for v in verdicts if _holds(proven.get(v.sample_id), v.radius or float(condition.eps or 0))}
         surviving = [v.sample_id for v in verdicts if v.broken is False]
         confidence = min((proven[key][1].confidence or 0.0 for key in safe), default=1.0)
@@ -281,7 +298,7 @@ class Known:
         norms = {c.name: str(c.norm) for c in conditions if c.kind in ("attack", "doubt", "worst")}
         for v in verdicts:
             found = self.by_norm.get(norms.get(v.condition, ""), {}).get(v.sample_id)
-            if found is not None and v.nearest < found[0] * (1 - WITHIN) and v.prediction != v.label:
+            if found is not None and v.nearest <= found[0] * (1 + ROUNDED) and v.prediction != v.label:
                 radius, c = found
                 return (
                     f"{c.name} proves that {v.sample_id} is {v.label} up to {radius:g}, and {v.condition} found at {v.nearest:g} an image "
@@ -291,7 +308,7 @@ class Known:
 
 
 def _holds(found: tuple[float, Any] | None, size: float) -> bool:
-    return found is not None and found[0] >= size * (1 - 1e-9)
+    return found is not None and found[0] >= size * (1 - ROUNDED)
 
 
 def refuse_contradiction(known: Known, conditions: Iterable[Condition], verdicts: Iterable[Verdict]) -> None:

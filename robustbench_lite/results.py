@@ -322,6 +322,8 @@ class Result:
         """Per row of attacks, what is proven of its images beside what survived; where certificates of the same model have its norm."""
         from .proofs import Known
 
+        if not self.proofs:
+            return {}
         known = Known.of(self.certificates, self.proofs, self.config["model"]["digest"])
         found = {c.name: known.bracket(c, self.of(c.name)) for c in self.conditions}
         return {name: bracket for name, bracket in found.items() if bracket is not None}
@@ -331,7 +333,7 @@ class Result:
         """What every certificate proved of all images."""
         from .proofs import proof_rows
 
-        return proof_rows(self.certificates, self.proofs, self.config["model"]["digest"])
+        return proof_rows(self.certificates, self.proofs, self.config["model"]["digest"]) if self.proofs else []
 
     @property
     def headlines(self) -> dict[str, Trust]:

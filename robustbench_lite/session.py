@@ -118,6 +118,7 @@ class Session:
                 if self.settle:
                     target = self.planned[0].target if self.planned else None
                     self._doubt(settling(self.store.result(), target), answers)
+                    self._agreed()
 
     @property
     def _others(self) -> list[Classifier]:

@@ -42,8 +42,7 @@ CREATE TABLE IF NOT EXISTS samples (position INTEGER, sample_id PRIMARY KEY, ima
 CREATE TABLE IF NOT EXISTS survivors (condition, sample_id, course, logits, PRIMARY KEY (condition, sample_id)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS transferred ({", ".join(f'"{name}"' for name in TRANSFER_FIELDS)},
     PRIMARY KEY (condition, sample_id, target)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS sequenced ({", ".join(f'"{name}"' for name in SEQUENCE_FIELDS)},
-    PRIMARY KEY (condition, sample_id)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS sequenced ({", ".join(f'"{name}"' for name in SEQUENCE_FIELDS)}, PRIMARY KEY (condition, sample_id)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS proofs ({", ".join(f'"{name}"' for name in PROOF_FIELDS)}, PRIMARY KEY (condition, sample_id)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS left_out (condition, sample_id, reason, PRIMARY KEY (condition, sample_id)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS learnt (key PRIMARY KEY, tensors) WITHOUT ROWID;

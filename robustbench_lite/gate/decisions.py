@@ -173,7 +173,8 @@ class _Gate:
         if outcome == "inconclusive":
             needed = needed_to_narrow((found.low, found.value, found.high), rule.threshold, found.n, self.alpha)
             ruling = replace(ruling, needed=needed)
-        return self._told(ruling, outcome, message, about=found.about)
+        # a proof stands whatever is doubted of the attacks beside it
+        return self._told(ruling, outcome, message, about=() if rule.metric == "certified" else found.about)
 
     def _none_of(self, rule: NoneOf) -> Ruling:
         """The worst cases are judged: beside a stronger attack a weaker one is always refuted, which is no fault of the model.

@@ -50,6 +50,8 @@ class Watch:
         return "fail" in settled or (None not in settled and self._stands_alone)
 
     def _is_about(self, rule: Bound | NoWorse, condition: str) -> bool:
+        if isinstance(rule, Bound) and rule.metric != "accuracy":
+            return False
         found = fitting(rule, self.conditions)
         return len(found) == 1 and found[0].name == condition and found[0].target is None
 

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from ..calibration import aurra, ece, rms_calibration_error
 from ..corruption_metrics import corruptions
 from ..errors import UsageError, did_you_mean
+from ..proofs import Known
 from ..results import Condition, Result, Verdict
 from ..stats import clopper_pearson
 from .groups import effective_size
-from .rules import LARGEST, Bound
+from .rules import LARGEST, Bound, row_of
 
 RESAMPLES = 1000
 LEVEL = 0.025
@@ -48,7 +49,24 @@ def limited(rule: Bound, result: Result, alpha: float) -> Limited:
     Raises:
         UsageError: the run does not have it, or it has no limits.
     """
+    if rule.metric == "certified":
+        return _certified(rule, result, alpha)
     return _calibration(rule, result, alpha) if rule.row == "calibration" else _corruptions(rule, result, alpha)
+
+
+def _certified(rule: Bound, result: Result, alpha: float) -> Limited:
+    """Of all images that a certificate was asked about, whether an attack has met them or not: those proven up to the row's size."""
+    condition = row_of(rule, result.conditions)
+    known = Known.of(result.certificates, result.proofs, result.config["model"]["digest"])
+    asked = known.asked(condition)
+    if not asked:
+        raise UsageError(f"{rule.text}: nothing was to be proven in {condition.norm} of this model: add certify = ['crown']")
+    proven = [key in known.safe(condition) for key in asked]
+    groups = {v.sample_id: v.group or f"\0{v.sample_id}" for v in result.of("clean")}
+    size = effective_size([float(each) for each in proven], [groups.get(key, key) for key in asked])
+    share = float(np.mean(proven))
+    low, high = clopper_pearson(share * size, size, alpha)
+    return Limited(share, low, high, len(asked), 0, [condition.name], f"certified accuracy under {condition.name}")
 
 
 def _corruptions(rule: Bound, result: Result, alpha: float) -> Limited:

@@ -1,6 +1,7 @@
 """The rules of a gate, read from text.
 
     pgd.accuracy >= 0.45                                    a floor; also >, and <=, < as ceilings
+    worst.certified >= 0.3                                  what is proven of the model, where the gate has certificates
     corruptions.mean_error <= 0.8                           a figure over all corruptions of the run
     calibration.rms <= 0.1                                  of the clean images: rms, ece, nll, brier, aurra
     autoattack.accuracy no_worse_than baseline by 0.02      paired, image by image; without `by`, 0.02
@@ -22,7 +23,8 @@ from ..results import Condition
 MARGIN = 0.02
 """By how much accuracy may fall below a baseline's where the rule does not say."""
 CALIBRATION = ("rms", "ece", "nll", "brier", "aurra")
-LARGEST = {"accuracy": 1.0, "rms": 1.0, "ece": 1.0, "aurra": 1.0, "brier": 2.0, "nll": float("inf")}
+OF_ROWS = ("accuracy", "certified")
+LARGEST = {"accuracy": 1.0, "certified": 1.0, "rms": 1.0, "ece": 1.0, "aurra": 1.0, "brier": 2.0, "nll": float("inf")}
 """Of a figure; errors over corruptions are shares too, and may exceed 1 where they are divided by another model's."""
 LARGEST_ERROR = 10.0
 UNJUDGED = ("doubt", "sequence")
@@ -41,7 +43,7 @@ class Bound:
     Args:
         text: the rule as it was written; `line`: where, from 1.
         row: as it was written: a condition or a short name of one, `corruptions`, or `calibration`.
-        metric: `accuracy`, one of CALIBRATION, or the name of a figure over corruptions such as `mean_error`.
+        metric: `accuracy`, `certified`, one of CALIBRATION, or the name of a figure over corruptions such as `mean_error`.
         comparison: one of >=, >, <=, <.
         threshold: a share of 1; of nll in nats, of brier up to 2.
     """
@@ -167,10 +169,10 @@ def _figure(rule: str, text: str) -> tuple[str, str]:
     row, metric = found["row"].strip(), found["metric"]
     if row == "calibration" and metric not in CALIBRATION:
         raise BadSpec(f"{rule}: calibration has no figure {metric!r}{did_you_mean(metric, CALIBRATION)}")
-    if row not in ("calibration", "corruptions") and metric != "accuracy":
+    if row not in ("calibration", "corruptions") and metric not in OF_ROWS:
         where = " (calibration.METRIC is of the clean images)" if metric in CALIBRATION else ""
-        raise BadSpec(f"{rule}: {row} has no figure {metric!r}{did_you_mean(metric, ['accuracy'])}{where}")
-    if row == "corruptions" and metric == "accuracy":
+        raise BadSpec(f"{rule}: {row} has no figure {metric!r}{did_you_mean(metric, OF_ROWS)}{where}")
+    if row == "corruptions" and metric in OF_ROWS:
         raise BadSpec(f"{rule}: over corruptions there are errors: write corruptions.mean_error, or the accuracy of one, fog[3].accuracy")
     return row, metric
 

@@ -29,7 +29,7 @@ from .rulings import Judgement
 from .settings import Asked, Settings
 
 MODEL = ("weights", "num_classes", "mean", "std", "size", "resize", "interpolation", "allow_pickle", "defense")
-EVALUATED = (*MODEL, "model", "data", "limit", "attacks", "eps", "norm", "corruptions", "doubt", "seed")
+EVALUATED = (*MODEL, "model", "data", "limit", "attacks", "eps", "norm", "corruptions", "certify", "doubt", "seed")
 """Settings that say which run this is; the rules are held to it, and may change while it goes on."""
 
 
@@ -82,6 +82,7 @@ def run_gate(asked: Asked, *, fresh: bool = False, command: str | None = None, p
         norm=settings.norm,
         limit=settings.limit,
         device=settings.device,
+        certify=settings.certify,
         doubt=settings.doubt,
         seed=settings.seed,
         out=folder_of(settings),
@@ -118,7 +119,7 @@ def planned(asked: Asked) -> Plan:
     conditions = _conditions(settings, images)
     if baseline is not None and not any(isinstance(rule, NoWorse) for rule in rules):
         rules += [_rule(settings, f"{c.name}.accuracy no_worse_than baseline") for c in conditions if c.kind in ("clean", "worst")]
-    _check(rules, asked.file, conditions, settings.alpha)
+    _check(rules, asked.file, conditions, settings)
     _compare(rules, baseline, images, conditions, settings)
     return Plan(settings, classifier, data, images, conditions, rules, baseline)
 
@@ -157,7 +158,7 @@ def _conditions(settings: Settings, images: LabelledImages) -> list[Condition]:
     ]
 
 
-def _check(rules: Sequence[Rule], file: str, conditions: Sequence[Condition], alpha: float) -> None:
+def _check(rules: Sequence[Rule], file: str, conditions: Sequence[Condition], settings: Settings) -> None:
     """Refuse rules that no row of the run can answer."""
     kinds = {c.kind for c in conditions}
     for rule in rules:
@@ -166,11 +167,13 @@ def _check(rules: Sequence[Rule], file: str, conditions: Sequence[Condition], al
             continue
         if rule.row == "corruptions" and "corruption" not in kinds:
             raise UsageError(f'{where}{rule.text}: the gate evaluates no corruptions: add corruptions = ["imagenet-c"]')
+        if isinstance(rule, Bound) and rule.metric == "certified" and not settings.certify:
+            raise UsageError(f'{where}{rule.text}: nothing is to be proven: add certify = ["crown"]')
         if rule.row == "calibration" and "clean" not in kinds:
             raise UsageError(f"{where}{rule.text}: calibration is of clean images, and the data holds none")
         try:
             if isinstance(rule, Bound):
-                check_level(rule, alpha)
+                check_level(rule, settings.alpha)
             if rule.row not in ("corruptions", "calibration"):
                 row_of(rule, conditions)
         except UsageError as error:

@@ -52,6 +52,7 @@ class Settings(BaseModel):
     ] = None
     norm: Annotated[Norm | None, Field(description="Default: each attack's first.")] = None
     corruptions: Annotated[list[str], Field(description="fog, fog:severity=1-3, imagenet-c, all, ...")] = []
+    certify: Annotated[list[str], Field(description="Certificates such as crown, for rules such as worst.certified >= 0.3.")] = []
     doubt: Annotated[bool, Field(description="Try further attacks on the images that those asked for left.")] = False
 
     rules: Annotated[list[str], Field(description="Such as pgd.accuracy >= 0.45; docs/gate.md has the grammar.")] = []
