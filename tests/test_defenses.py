@@ -25,12 +25,16 @@ from robustbench_lite.streams import Streams
 CPU = torch.device("cpu")
 NEEDS = {
     "distill": "distill:teacher=digits_cnn",
+    "ensemble": "ensemble:models=digits_cnn",
+    "laplace": "laplace:data=(digits:train)",
     "multi-norm": "multi-norm:l1=20",
     "policy": f"policy:{Path(__file__).parent / 'goldens' / 'policies.json'}",
+    "temperature": "temperature:t=1.5",
 }
 """Specs of defenses that do not go without a parameter."""
 
-SPECS = {name: NEEDS.get(name, name) for name in DEFENSES.names()}
+# stylised needs weights and paintings of the user's: tests/test_stylised.py makes some
+SPECS = {name: NEEDS.get(name, name) for name in DEFENSES.names() if name != "stylised"}
 
 
 def images(count: int = 6) -> Tensor:
