@@ -62,8 +62,8 @@ def prove(classifier: Classifier, images: Images, labels: Labels, ball: Ball, ma
     with torch.no_grad():
         network = graph(copy.deepcopy(classifier).double(), images.shape[1:])
         reach = ball.reach.to(torch.float64).expand(len(images))
-        parts = zip(*(torch.split(each, batch) for each in (images, labels, reach)), strict=True)
-        found = [_part(classifier, network, *part, ball.norm == "l2", margins) for part in parts]
+        parts = [slice(start, start + batch) for start in range(0, len(images), batch)]
+        found = [_part(classifier, network, images[at], labels[at], reach[at], ball.norm == "l2", margins) for at in parts]
     prediction, margin, room = (torch.cat(column) for column in zip(*found, strict=True))
     proven = (prediction == labels) & margin.isfinite() & (margin > room)
     radius = torch.where(proven, ball.eps.to(torch.float64), 0.0)

@@ -1,0 +1,225 @@
+"""Certificates by bounds: what they prove withstands attacks, rounding has room, and the rest is refused by name."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from robustbench_lite.defenses.bit_depth import BitDepth
+from torch import Tensor, nn
+
+import robustbench_lite as rb
+from robustbench_lite.bound_proofs import SIZE
+from robustbench_lite.bounded import graph
+from robustbench_lite.certificates.crown import Crown
+from robustbench_lite.certificates.ibp import IBP
+from robustbench_lite.certifying import Proof, certificate_of
+from robustbench_lite.classifier import Classifier
+from robustbench_lite.data import load_data
+from robustbench_lite.errors import BadSpec, UsageError
+from robustbench_lite.intervals import box, margins
+from robustbench_lite.models import load_model
+from robustbench_lite.registry import CERTIFICATES
+from robustbench_lite.streams import Streams
+from robustbench_lite.threat import ball
+
+DIGITS = load_data("digits")
+
+
+def digits(count: int) -> tuple[Tensor, Tensor]:
+    images = [DIGITS[i][0] for i in range(count)]
+    return torch.stack(images), torch.tensor([int(DIGITS[i][1]) for i in range(count)])  # type: ignore[call-overload]
+
+
+def proof(spec: str, classifier: Classifier, images: Tensor, labels: Tensor, eps: float, norm: str = "linf") -> Proof:
+    draw = Streams(0, spec, [(str(i), 0) for i in range(len(images))], None, images.device)
+    found = certificate_of(spec).prove(classifier, images, labels, ball(norm, eps), draw)
+    assert isinstance(found, Proof)
+    return found
+
+
+def linear(bias: float = 0.0) -> Classifier:
+    """Class 1 minus class 0 is the first pixel less a half, plus a bias."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).requires_grad_(False)
+    network[1].weight.zero_()
+    network[1].bias.zero_()
+    network[1].weight[1, 0], network[1].bias[1] = 1.0, bias - 0.5
+    return Classifier(network.eval(), name="first pixel")
+
+
+@pytest.fixture(scope="module")
+def provable() -> Classifier:
+    """A few hundred steps on interval bounds of the digits' training images."""
+    torch.manual_seed(0)
+    train = load_data("digits:split=train")
+    images = torch.stack([image for image, _ in train])
+    labels = torch.tensor([int(label) for label in train.labels])  # type: ignore[arg-type]
+    network = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.ReLU(), nn.Flatten(), nn.Linear(512, 32), nn.ReLU(), nn.Linear(32, 10))
+    g, optimizer = graph(network, images.shape[1:]), torch.optim.Adam(network.parameters(), 3e-3)
+    for step in range(300):
+        at = torch.randint(len(images), (100,))
+        worst = -margins(g, *box(images[at], 0.06 * min(1.0, step / 200)), labels[at])
+        loss = nn.functional.cross_entropy(worst, labels[at])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return Classifier(network.eval().requires_grad_(False), classes=10, name="provable", data="digits")
+
+
+# --- exact answers -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spec", ["ibp", "crown"])
+def test_a_linear_classifier_is_proven_up_to_its_distance_and_no_further(spec: str) -> None:
+    images = torch.full((4, 1, 2, 2), 0.5)
+    images[:, 0, 0, 0] = torch.tensor([0.7, 0.61, 0.59, 0.2])
+    labels = torch.tensor([1, 1, 1, 1])
+    found = proof(spec, linear(), images, labels, 0.1)
+    assert found.proven.tolist() == [True, True, False, False]
+    assert found.prediction.tolist() == [1, 1, 1, 0]
+    torch.testing.assert_close(found.radius.float(), torch.tensor([0.1, 0.1, 0.0, 0.0]))
+    torch.testing.assert_close(found.margin.float(), torch.tensor([0.1, 0.01, -0.01, -0.4]), rtol=0, atol=1e-5)
+
+
+def test_a_proof_holds_in_the_balls_own_slack_and_not_beyond_the_box() -> None:
+    """The first image could only be lost below 0, and the second at a distance that attacks are allowed by rounding."""
+    images = torch.full((2, 1, 2, 2), 0.5)
+    images[0, 0, 0, 0] = 0.1
+    never = proof("crown", linear(bias=0.51), images[:1], torch.tensor([1]), 0.3)  # x + 0.01 > 0 in the box
+    assert never.proven.tolist() == [True]
+    assert float(never.margin) == pytest.approx(0.01, abs=1e-6)
+    slack = float(ball("linf", 0.1).reach) - 0.1
+    edge = proof("crown", linear(bias=0.1), images[1:], torch.tensor([1]), 0.1)
+    assert edge.proven.tolist() == [False]
+    assert float(edge.margin) == pytest.approx(-slack, abs=1e-7)
+
+
+def test_l2_balls_of_a_linear_classifier() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(12, 2)).requires_grad_(False).eval()
+    images, classifier = torch.full((1, 3, 2, 2), 0.5), Classifier(network)
+    weight = network[1].weight
+    label = int(network(images.flatten(1)).argmax())
+    w = weight[label] - weight[1 - label]
+    distance = float((network(images.flatten(1))[0, label] - network(images.flatten(1))[0, 1 - label]) / w.norm())
+    for share, expected in ((0.99, True), (1.01, False)):
+        assert proof("crown", classifier, images, torch.tensor([label]), distance * share, "l2").proven.tolist() == [expected]
+
+
+# --- what is proven is true --------------------------------------------------------------------------------------------------
+
+
+def test_what_is_proven_withstands_attacks(provable: Classifier) -> None:
+    run = rb.evaluate(provable, data="digits", attacks=["fgsm", "pgd", "apgd"], certify=["ibp", "crown"], eps=0.05, norm="linf", limit=60)
+    accuracy = {row.certificate: row.accuracy for row in run.proof_rows()}
+    assert 0.3 < accuracy["ibp"] <= accuracy["crown"]
+    proven = {verdict.id for verdict in run.proofs if verdict.proven}
+    broken = {verdict.sample_id for verdict in run.verdicts if verdict.broken}
+    assert broken
+    assert not proven & broken
+
+
+@pytest.mark.slow
+def test_a_model_trained_against_attacks_has_proofs_at_a_small_eps() -> None:
+    images, labels = digits(16)
+    at, standard = (proof("crown", load_model(name), images, labels, 0.01) for name in ("digits_pgd_at", "digits_standard"))
+    assert int(at.proven.sum()) > int(standard.proven.sum())
+    loose = proof("ibp", load_model("digits_pgd_at"), images, labels, 0.01)
+    assert bool((loose.margin <= at.margin).all())
+    assert int(at.proven.sum()) > int(loose.proven.sum())
+
+
+def test_neither_batch_nor_order_changes_a_proof(provable: Classifier) -> None:
+    images, labels = digits(12)
+    whole = proof("crown", provable, images, labels, 0.05)
+    parts = [proof("crown:batch=5", provable, images, labels, 0.05)]
+    back = proof("crown:batch=1", provable, images.flip(0), labels.flip(0), 0.05)
+    for other in (*parts, Proof(*(column.flip(0) for column in (back.proven, back.prediction, back.radius, back.margin)))):
+        assert torch.equal(whole.proven, other.proven)
+        torch.testing.assert_close(whole.margin, other.margin, rtol=0, atol=1e-10)
+
+
+def test_a_certificate_changes_no_weight_and_is_of_the_classifier_itself(provable: Classifier) -> None:
+    images, labels = digits(2)
+    before, digest = copy.deepcopy(provable.state_dict()), provable.digest
+    found = proof("crown", provable, images, labels, 0.05)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in provable.state_dict().items())
+    assert {certificate.holds_for(provable) for certificate in (IBP(), Crown())} == {digest}
+    assert found.margin.dtype == torch.float64
+    assert IBP().confidence == Crown().confidence == 1.0
+
+
+# --- rounding ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["digits_standard", "digits_pgd_at", "digits_trades", "digits_augmix"])
+def test_float32_moves_logits_by_far_less_than_there_is_room_for(name: str) -> None:
+    model = load_model(name)
+    images, _ = digits(200)
+    with torch.no_grad():
+        exact = graph(copy.deepcopy(model).double(), images.shape[1:]).logits(images.double())
+        moved = (model(images) - exact).abs().amax(1) / exact.abs().amax(1)
+    assert 0 < float(moved.max()) < SIZE / 10
+
+
+@pytest.mark.parametrize("size", [1.0, 1e3, 1e6])
+def test_a_margin_of_the_size_of_rounding_proves_nothing(size: float) -> None:
+    """A constant on both logits does not change the margin, and drowns it in float32."""
+    classifier = linear()
+    classifier.model[1].bias += size
+    images = torch.full((1, 1, 2, 2), 0.7)
+    assert proof("crown", classifier, images, torch.tensor([1]), 0.1).proven.tolist() == [size < 1e3 * 0.99]
+
+
+def test_what_is_no_number_is_never_proven() -> None:
+    classifier = linear()
+    classifier.model[1].bias[0] = torch.nan
+    found = proof("crown", classifier, torch.full((1, 1, 2, 2), 0.7), torch.tensor([1]), 0.1)
+    assert (found.proven.tolist(), found.prediction.tolist(), found.radius.tolist()) == ([False], [-1], [0.0])
+
+
+# --- refusals ----------------------------------------------------------------------------------------------------------------
+
+
+class Alternating(nn.Module):
+    """Answers by a number of Python's own, which a trace would fix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return x.flatten(1)[:, :2] * float(self.calls % 3)
+
+
+@pytest.mark.parametrize("spec", ["ibp", "crown"])
+def test_models_that_bounds_cannot_follow_are_refused_by_name(spec: str) -> None:
+    certificate, images = certificate_of(spec), torch.rand(1, 1, 2, 2)
+    with pytest.raises(UsageError, match=r"kwta.* model\.block1\.relu is a WinnersTakeAll"):
+        certificate.fits(load_model("digits_kwta"))
+    with pytest.raises(UsageError, match=r"rounding is a Rounding"):
+        certificate.fits(BitDepth().wrap(linear()))
+    with pytest.raises(UsageError, match=r"1 is a Sigmoid"):
+        certificate.fits(Classifier(nn.Sequential(nn.Flatten(), nn.Sigmoid()).eval()))
+    with pytest.raises(UsageError, match=r"draws nothing itself"):
+        proof(spec, Classifier(Alternating().eval()), images, torch.tensor([0]), 0.1)
+    with pytest.raises(UsageError, match=r"not l1"):
+        proof(spec, linear(), images, torch.tensor([0]), 0.1, "l1")
+    with pytest.raises(UsageError, match=r"several labels"):
+        proof(spec, linear(), images, torch.tensor([[0.0, 1.0]]), 0.1)
+    training = linear()
+    training.model[0].train()
+    with pytest.raises(UsageError, match=r"model\.0 of first pixel is in training mode"):
+        certificate.fits(training)
+
+
+@pytest.mark.parametrize("spec", ["ibp:batch=0", "crown:batch=x", "crown:alpha=1"])
+def test_wrong_parameters(spec: str) -> None:
+    with pytest.raises(BadSpec):
+        certificate_of(spec)
+
+
+def test_both_are_registered_and_written_as_they_are_read() -> None:
+    assert {"ibp", "crown"} <= set(CERTIFICATES.names())
+    assert CERTIFICATES.spec_of(certificate_of("crown:batch=3")) == "crown:batch=3"
