@@ -43,9 +43,9 @@ class Compression(nn.Module):
 class Jpeg:
     """Write every image as a JPEG file and read it back before the model sees it.
 
-    Costs 0.1 ms for an image of 32x32 on a CPU. It removes small noise, and is not to be relied on: it stops gradients, and attacks that
-    replace them by the identity's, as all here do, break what it protects (Athalye et al., ICML 2018; Shin and Song, 2017). A training
-    image that was a JPEG file loses little by it, one that was not may lose accuracy.
+    Costs 0.4 ms for an image of 32x32 on a CPU. It removes small noise, and is not to be relied on: it stops gradients, and attacks that
+    replace them by the identity's, as all here do, break what it protects (Athalye et al., ICML 2018). Of
+    100 digits at linf 0.1, 100 withstood pgd where the gradient was left at zero, and 2 with the stand-in.
 
     Args:
         quality: of the file, 1 to 100, in the scale of libjpeg and Pillow; colours are subsampled 4:2:0.
