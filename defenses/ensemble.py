@@ -45,6 +45,8 @@ class Ensemble:
     Costs a pass of every member. Gradients reach all of them, so that an attack is on the mean; what fools one member tends to fool the
     others, and an ensemble of weak defenses is a weak one (He et al., WOOT 2017, https://arxiv.org/abs/1706.04701).
 
+    Pictures are resized and cropped as the given model has it, for all members alike.
+
     Args:
         models: the other members, as `robust-eval` names them: ensemble:models=(digits_kwta,digits_pgd_at).
         mean: of what: their probabilities, whose logarithm is the answer, or their logits, where a member of larger logits weighs more.
@@ -85,6 +87,15 @@ def _same(classifier: Classifier, other: Classifier) -> None:
     if classifier.classes != other.classes:
         counts = [f"{each.name} {each.classes or 'an unknown number of'}" for each in (classifier, other)]
         raise ModelError(f"ensemble: {counts[0]} and {counts[1]} classes: members must have the same")
-    if classifier.preprocess != other.preprocess:
-        ours, theirs = (each.preprocess for each in (classifier, other))
-        raise ModelError(f"ensemble: {classifier.name} takes its images as {ours} and {other.name} as {theirs}: members must take the same")
+    ours, theirs = ((each.preprocess.size, each.preprocess.channels) for each in (classifier, other))
+    sizes = {size for size, _ in (ours, theirs) if size is not None}
+    if ours[1] != theirs[1] or len(sizes) > 1:
+        raise ModelError(
+            f"ensemble: {classifier.name} takes images of {_said(classifier)} and {other.name} of {_said(other)}: members must agree"
+        )
+
+
+def _said(classifier: Classifier) -> str:
+    """Channels and size of what it takes."""
+    size, channels = classifier.preprocess.size, classifier.preprocess.channels
+    return f"{channels} channels" if size is None else f"{channels}x{size[0]}x{size[1]}"

@@ -233,7 +233,7 @@ def test_an_ensemble_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ModelError, match=r"^ensemble: small0 5 and small1 10 classes: members must have the same$"):
         Ensemble("ten").wrap(first)
     ours["one"].preprocess = Preprocess(size=(9, 9), resize=None)
-    with pytest.raises(ModelError, match=r"^ensemble: small0 takes its images as .* members must take the same$"):
+    with pytest.raises(ModelError, match=r"^ensemble: small0 takes images of 3x8x8 and small1 of 3x9x9: members must agree$"):
         Ensemble("one").wrap(first)
     ours["two:a=1,b=2"].differentiable = False
     assert not Ensemble("two:a=1,b=2").wrap(first).differentiable
