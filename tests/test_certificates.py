@@ -111,7 +111,7 @@ def test_l2_balls_of_a_linear_classifier() -> None:
 
 def test_what_is_proven_withstands_attacks(provable: Classifier) -> None:
     run = rb.evaluate(provable, data="digits", attacks=["fgsm", "pgd", "apgd"], certify=["ibp", "crown"], eps=0.05, norm="linf", limit=60)
-    accuracy = {row.certificate: row.accuracy for row in run.proof_rows()}
+    accuracy = {row.certificate: row.accuracy for row in run.proof_rows}
     assert 0.3 < accuracy["ibp"] <= accuracy["crown"]
     proven = {verdict.id for verdict in run.proofs if verdict.proven}
     broken = {verdict.sample_id for verdict in run.verdicts if verdict.broken}
