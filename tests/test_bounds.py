@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from robustbench_lite import crown, intervals
 from robustbench_lite.bounded import Graph, graph, refuse_unbounded
+from robustbench_lite.bounded_layers import Affine
 from robustbench_lite.classifier import Classifier
 from robustbench_lite.errors import UsageError
 
@@ -285,6 +286,21 @@ def test_no_point_of_an_l2_ball_is_below_its_bound_which_is_tighter_than_the_box
         logits = g.logits((x[row] + eps * way / way.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1)).clamp(0, 1))
         assert bool((bound[row] <= (logits[:, labels[row], None] - logits).amin(0) + ROUNDING).all())
     assert float(bound.sum()) > float(crown.margins(g, crown.Region(lower, upper), labels).sum()) + 1
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_affine_operations_are_their_jacobians(name: str) -> None:
+    """radius by |J| r and adjoint by the transpose of J, where J is autograd's."""
+    g, draw = graph(made(name), SHAPE), torch.Generator().manual_seed(3)
+    for node in g.nodes:
+        if not isinstance(node.operation, Affine):
+            continue
+        shape = g.nodes[node.inputs[0]].shape
+        x, r = (torch.rand(1, *shape, generator=draw, dtype=torch.float64) for _ in range(2))
+        rows = torch.randn(2, *node.shape, generator=draw, dtype=torch.float64)
+        slopes = torch.autograd.functional.jacobian(node.operation.forward, x).reshape(rows[0].numel(), -1)
+        torch.testing.assert_close(node.operation.radius(r).flatten(), slopes.abs() @ r.flatten(), rtol=0, atol=1e-12)
+        torch.testing.assert_close(node.operation.adjoint(rows, shape).flatten(1), rows.flatten(1) @ slopes, rtol=0, atol=1e-12)
 
 
 # --- training, and what is no number -----------------------------------------------------------------------------------------
