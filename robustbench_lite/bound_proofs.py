@@ -17,8 +17,8 @@ from .smoothed import draws_itself
 from .threat import Ball
 
 SIZE = 1e-4
-"""A margin proves where it is more than this share of the largest logit; float32 was seen to move the logits of four digits_* models and of an
-untrained preact_resnet18 by up to 4e-7 of it."""
+"""A margin proves where it is more than this share of the largest logit; float32 was seen to move those of four digits models and
+of an untrained preact_resnet18 by up to 4e-7 of it."""
 
 SEEN = 10
 """And more than so many times what float32 changes at the image and at two corners of the ball."""
