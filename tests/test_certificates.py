@@ -120,13 +120,11 @@ def test_what_is_proven_withstands_attacks(provable: Classifier) -> None:
 
 
 @pytest.mark.slow
-def test_a_model_trained_against_attacks_has_proofs_at_a_small_eps() -> None:
-    images, labels = digits(16)
-    at, standard = (proof("crown", load_model(name), images, labels, 0.01) for name in ("digits_pgd_at", "digits_standard"))
-    assert int(at.proven.sum()) > int(standard.proven.sum())
-    loose = proof("ibp", load_model("digits_pgd_at"), images, labels, 0.01)
-    assert bool((loose.margin <= at.margin).all())
-    assert int(at.proven.sum()) > int(loose.proven.sum())
+def test_a_model_trained_against_attacks_has_proofs_at_a_small_eps_that_intervals_alone_do_not_find() -> None:
+    images, labels = digits(6)
+    tight, loose = (proof(spec, load_model("digits_pgd_at"), images, labels, 0.01) for spec in ("crown", "ibp"))
+    assert bool((loose.margin <= tight.margin + 1e-9).all())
+    assert int(tight.proven.sum()) >= 5 > int(loose.proven.sum())
 
 
 def test_neither_batch_nor_order_changes_a_proof(provable: Classifier) -> None:

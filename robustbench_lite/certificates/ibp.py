@@ -20,7 +20,7 @@ from robustbench_lite.threat import Ball
 class IBP:
     """Prove by intervals, layer by layer, the last one merged with the difference of two logits.
 
-    Costs three passes an image, in float64. It proves next to nothing of networks that were not trained for it, whatever their robustness:
+    Costs about ten passes an image, half of them in float64. It proves next to nothing of networks that were not trained for it, whatever their robustness:
     take `crown` for those, and robust-train --defense ibp for a network that this proves something of.
 
     Args:
