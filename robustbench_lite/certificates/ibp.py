@@ -20,8 +20,8 @@ from robustbench_lite.threat import Ball
 class IBP:
     """Prove by intervals, layer by layer, the last one merged with the difference of two logits.
 
-    Costs about ten passes an image, half of them in float64. It proves next to nothing of networks that were not trained for it, whatever their robustness:
-    take `crown` for those, and robust-train --defense ibp for a network that this proves something of.
+    Costs about ten passes an image, half of them in float64. It proves next to nothing of networks that were not trained for it, whatever
+    their robustness: take `crown` for those, and robust-train --defense ibp for a network that this proves something of.
 
     Args:
         batch: images at once. The proof does not depend on it.
