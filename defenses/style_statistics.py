@@ -35,7 +35,7 @@ class StyleStatistics:
         alpha: of the Beta distribution of what an image keeps of its own statistics (MixStyle: 0.1); by default it keeps nothing.
     """
 
-    kind: ClassVar[Kind] = "augmentation"
+    kind: ClassVar[Kind] = "mixing"
     trained_on: ClassVar[tuple[str, ...]] = ("stylise", "brightness", "contrast", "color")
 
     how: Literal["moments", "fourier", "both"] = "both"
