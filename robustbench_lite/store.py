@@ -42,7 +42,8 @@ CREATE TABLE IF NOT EXISTS samples (position INTEGER, sample_id PRIMARY KEY, ima
 CREATE TABLE IF NOT EXISTS survivors (condition, sample_id, course, logits, PRIMARY KEY (condition, sample_id)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS transferred ({", ".join(f'"{name}"' for name in TRANSFER_FIELDS)},
     PRIMARY KEY (condition, sample_id, target)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS sequenced ({", ".join(f'"{name}"' for name in SEQUENCE_FIELDS)}, PRIMARY KEY (condition, sample_id)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS sequenced ({", ".join(f'"{name}"' for name in SEQUENCE_FIELDS)},
+    PRIMARY KEY (condition, sample_id)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS proofs ({", ".join(f'"{name}"' for name in PROOF_FIELDS)}, PRIMARY KEY (condition, sample_id)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS left_out (condition, sample_id, reason, PRIMARY KEY (condition, sample_id)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS learnt (key PRIMARY KEY, tensors) WITHOUT ROWID;
@@ -184,8 +185,7 @@ class Store:
         return None if row is None else (json.loads(row[0]), float(row[1]))
 
     def add(self, verdict: Verdict) -> None:
-        # several right classes are a set, which is kept as a sorted list
-        known = [(name, getattr(verdict, name)) for name in VERDICT_FIELDS]
+        known = [(name, getattr(verdict, name)) for name in VERDICT_FIELDS]  # several right classes are a set, kept as a sorted list
         values = [json.dumps(value, default=sorted) if name in JSON_FIELDS else value for name, value in known]
         self._database.execute(f"INSERT OR REPLACE INTO verdicts VALUES ({','.join('?' * len(values))})", values)
         self._database.execute("DELETE FROM survivors WHERE condition = ? AND sample_id = ?", (verdict.condition, verdict.sample_id))
