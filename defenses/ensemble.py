@@ -52,7 +52,7 @@ class Ensemble:
         mean: of what: their probabilities, whose logarithm is the answer, or their logits, where a member of larger logits weighs more.
     """
 
-    kind: ClassVar[Kind] = "input"
+    kind: ClassVar[Kind] = "output"
 
     models: str
     mean: Literal["probabilities", "logits"] = "probabilities"

@@ -78,7 +78,7 @@ class Laplace:
             same ones.
     """
 
-    kind: ClassVar[Kind] = "input"
+    kind: ClassVar[Kind] = "output"
 
     data: str | None = None
     variance: Annotated[float, Field(gt=0)] | None = None

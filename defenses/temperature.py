@@ -64,7 +64,7 @@ class Temperature:
         t: the temperature, instead of `data`; above 1 lowers confidences.
     """
 
-    kind: ClassVar[Kind] = "input"
+    kind: ClassVar[Kind] = "output"
 
     data: str | None = None
     t: Annotated[float, Field(gt=0)] | None = None

@@ -7,6 +7,7 @@ A certificate is a frozen dataclass, registered in a file of its own in `certifi
     class Crown:
         norms = ("linf",)
         confidence = 1.0  # 1 - alpha where it rests on samples
+        radial = False  # whether a radius is the image's own, so that one proof serves every size
 
         def fits(self, classifier) -> None           raises UsageError where the model cannot be certified, and names the layer
         def holds_for(self, classifier) -> str       digest of the model that the proof is of

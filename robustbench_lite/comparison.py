@@ -263,6 +263,9 @@ def _remarks(runs: tuple[Run, Run], conditions: tuple[Condition, Condition], row
                 yield f"Only {run.letter} counts what was broken by {', '.join(sorted(own - others))}."
     if row.unpaired:
         yield f"{row.unpaired:,} images are decided in one of the two alone and left out, which may favour either."
-    for place, run in enumerate(runs):
+    for place, (run, condition) in enumerate(zip(runs, conditions, strict=True)):
+        if (bracket := run.result.brackets.get(condition.name)) is not None:
+            proven = sum(verdicts[place].sample_id in bracket.safe for verdicts in row.pairs)
+            yield f"Of these images {proven:,} are proven in {run.letter}, whatever the attack."
         if undecided := sum(verdicts[place].broken is None for verdicts in row.pairs):
             yield f"{undecided:,} images are undecided in {run.letter} and count as not right."

@@ -34,8 +34,8 @@ from .errors import BadSpec, UsageError
 from .registry import DEFENSES, split
 from .streams import Streams
 
-Kind = Literal["network", "augmentation", "mixing", "adversarial", "distillation", "input"]
-ORDER: tuple[Kind, ...] = ("network", "augmentation", "mixing", "adversarial", "distillation", "input")
+Kind = Literal["network", "augmentation", "mixing", "adversarial", "distillation", "input", "output"]
+ORDER: tuple[Kind, ...] = ("network", "augmentation", "mixing", "adversarial", "distillation", "input", "output")
 SAID: dict[Kind, str] = {
     "network": "change the network's layers",
     "augmentation": "choose the augmentation",
@@ -43,6 +43,7 @@ SAID: dict[Kind, str] = {
     "adversarial": "choose the adversarial images",
     "distillation": "name a teacher",
     "input": "stand before the model",
+    "output": "change its answers",
 }
 
 
@@ -212,7 +213,7 @@ class Defenses:
             UsageError: a part is put around a trained model, and has no place in training.
         """
         for part in self.parts:
-            if part.kind == "input":
+            if part.kind in ("input", "output"):
                 raise UsageError(f"{_name(part)} is not trained but put around a model: robust-eval --defense {DEFENSES.spec_of(part)}")
         return self
 
@@ -278,7 +279,8 @@ class Defenses:
         seen, learnt_from = classifier.trained_on, classifier.learnt_from
         for part in self._having("wrap"):
             classifier = part.wrap(classifier)
-        classifier.trained_on, classifier.learnt_from = seen, learnt_from
+        classifier.trained_on = tuple(dict.fromkeys([*seen, *classifier.trained_on]))  # other members of an ensemble have seen more
+        classifier.learnt_from = learnt_from
         classifier.name = "+".join([classifier.name, *(DEFENSES.spec_of(part) for part in self.parts)])
         return classifier
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -43,10 +43,12 @@ class Certified:
     Args:
         condition: its place among the run's conditions, such as `crown[linf,0.1]`.
         certificate: what proves.
+        same: names of the conditions of other sizes, where an image's radius is its own and not that of the size.
     """
 
     condition: Condition
     certificate: Certificate
+    same: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,13 +99,17 @@ class ProofRow:
 
 @dataclass(frozen=True)
 class Bracket:
-    """Of a row's n images, how many are proven and how many survived the attacks; `unsettled` are the ids of those in between."""
+    """Of a row's n images, which are `safe`, that is proven, and how many survived the attacks; `unsettled` are the ids between."""
 
-    proven: int
+    safe: Set[str]
     surviving: int
     n: int
     unsettled: Sequence[str]
     confidence: float
+
+    @property
+    def proven(self) -> int:
+        return len(self.safe)
 
     @property
     def certified(self) -> float:
@@ -149,7 +155,9 @@ def certified(
             )
             if any(each.condition.name == condition.name for each in made):
                 raise UsageError(f"{condition.name} is asked for twice")
-            made.append(Certified(condition, certificate))
+            radial = getattr(certificate, "radial", False)
+            same = [each.condition.name for each in made if (each.condition.certificate, each.condition.norm) == (name, used)]
+            made.append(Certified(condition, certificate, tuple(same) if radial else ()))
     return made
 
 
@@ -170,19 +178,22 @@ def prove(
 
     Args:
         size: images at a time; halved where memory does not suffice.
-        progress: told the condition, how many images are done, how many there are, and how many are not proven.
+        progress: told the condition, how many images are done, and how many there are.
     """
     name, started = each.condition.name, time.monotonic()
+    for other in each.same:
+        for verdict in store.proofs(other).values():
+            reached = verdict.prediction == verdict.label and _holds((verdict.radius, None), float(each.condition.eps or 0))
+            store.add_proof(replace(verdict, condition=name, proven=reached))
     known = store.proofs(name)
-    done, unproven = len(known), sum(not verdict.proven for verdict in known.values())
+    done = len(known)
     todo = [Asked(key) for key in samples.order if key not in known]
     for found in local.with_smaller_batches(partial(_proved, each, classifier, samples, store), todo, size, lambda *_: None):
         for verdict in found:
             store.add_proof(verdict)
-            unproven += not verdict.proven
         done += len(found)
         store.commit()
-        progress(name, done, len(samples.order), unproven)
+        progress(name, done, len(samples.order), 0)  # nothing is broken by not being proven
     if todo:
         store.spend(name, time.monotonic() - started)
     store.commit(now=True)
@@ -291,7 +302,7 @@ class Known:
         surviving = [v.sample_id for v in verdicts if v.broken is False]
         confidence = min((proven[key][1].confidence or 0.0 for key in safe), default=1.0)
         unsettled = [v.sample_id for v in verdicts if v.broken is not True and v.sample_id not in safe]
-        return Bracket(len(safe), len(surviving), len(verdicts), unsettled, confidence)
+        return Bracket(safe, len(surviving), len(verdicts), unsettled, confidence)
 
     def contradicted(self, conditions: Iterable[Condition], verdicts: Iterable[Verdict]) -> str | None:
         """A proof and a witness that cannot both be right, in words."""

@@ -117,6 +117,14 @@ def test_a_proof_of_a_larger_ball_holds_for_smaller_ones_and_not_the_other_way()
     assert result.proof_rows[1].curve == [(pytest.approx(0.2), 0.25)]
 
 
+def test_a_radius_of_an_images_own_is_proven_once_and_serves_every_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Told, "radial", True, raising=False)
+    result = ran(eps=[0.05, 0.3], certify=["told:reach=0.2"])
+    assert ASKED == [4]
+    assert [row.proven for row in result.proof_rows] == [1, 0]
+    assert [proof.radius for proof in result.proofs[:1]] == [proof.radius for proof in result.proofs[4:5]]
+
+
 def test_bounds_of_a_linear_model_leave_nothing_open() -> None:
     for certificate in ("ibp", "crown"):
         bracket = ran(certify=[certificate]).brackets["worst[linf,0.1]"]

@@ -89,7 +89,7 @@ def test_a_defense_is_a_frozen_dataclass_that_says_what_it_is(name: str) -> None
     methods = {m for m in ("rebuild", "scheduled", "augment", "fit", "penalty", "wrap") if hasattr(INFORMED[name], m)}
     assert methods
     assert methods == {"wrap"} or "wrap" not in methods
-    assert (defense.kind == "input") == (methods == {"wrap"})
+    assert (defense.kind in ("input", "output")) == (methods == {"wrap"})
     first = (inspect.getdoc(sys.modules[defense.__module__]) or "").splitlines()[0]
     assert re.search(r"https://\S+\w", first)
     assert len(inspect.getdoc(defense) or "") > 60
@@ -246,6 +246,8 @@ def test_parts_act_in_one_order_however_they_are_named() -> None:
         ("augmix+randaugment", "both choose the augmentation"),
         ("mixup+cutmix", "both mix images with each other"),
         ("kwta+kwta", "both change the network's layers"),
+        ("jpeg+median", "both stand before the model"),
+        ("laplace+temperature:t=2", "both change its answers"),
         ("trades:alpha=3", "trades has no parameter 'alpha'"),
         ("trades:beta=-1", "trades:beta=-1: input should be greater than"),
         ("", "empty name"),
@@ -255,6 +257,13 @@ def test_parts_act_in_one_order_however_they_are_named() -> None:
 def test_a_combination_that_makes_no_sense_is_refused_in_a_line(spec: str, said: str) -> None:
     with pytest.raises((BadSpec, UnknownName), match=said):
         Defenses.parse(spec)
+
+
+def test_one_thing_stands_before_a_model_and_another_changes_its_answers() -> None:
+    classifier = Classifier(network(), classes=10, data="digits")
+    whole = Defenses.parse("temperature:t=2+jpeg").applied(classifier)
+    one_by_one = Defenses.parse("temperature:t=2").applied(Defenses.parse("jpeg").applied(Classifier(network(), classes=10, data="digits")))
+    assert torch.equal(whole(images()), one_by_one(images()))
 
 
 def test_what_is_put_around_a_model_is_not_trained_and_the_other_way_round() -> None:

@@ -36,6 +36,7 @@ class Smoothing:
     """
 
     norms = ("l2",)
+    radial = True
 
     sigma: Annotated[float, Field(gt=0)] = 0.25
     n0: Annotated[int, Field(ge=1)] = 100
