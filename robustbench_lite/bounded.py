@@ -97,12 +97,31 @@ def refuse_unbounded(model: nn.Module) -> None:
             raise _unfollowed(*_called_in(node))
 
 
+class _Written(fx.Proxy):
+    """fx takes `x += y` for `x = x + y`, and another name of x would keep what x was."""
+
+    def __iadd__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
+
+    def __isub__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.isub, (self, other), {})
+
+    def __imul__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.imul, (self, other), {})
+
+    def __itruediv__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.itruediv, (self, other), {})
+
+
 class _Tracer(fx.Tracer):
     """Traces without a trace: a tensor that the network makes is refused, where fx would fix it and put it into the network."""
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         # what declares a stand-in for its gradient is no composition of smooth layers, whatever it calls
         return hasattr(module, "surrogate_backward") or hasattr(module, "stand_ins") or super().is_leaf_module(module, name)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Written(node, self)
 
     def create_arg(self, a: Any) -> Any:
         if isinstance(a, Tensor) and not any(a is own for own in (*self.root.parameters(), *self.root.buffers())):
@@ -147,6 +166,8 @@ def _operation(layer: nn.Module, path: str) -> Operation | None:
         if layer.running_mean is None:
             raise _unfollowed(path, f"is a {kind.__name__} without running statistics")
         return Scaled(partial(_normalising, layer))
+    if kind is nn.AvgPool2d and (layer.divisor_override or 1) < 0:  # type: ignore[operator]
+        raise _unfollowed(path, "is an AvgPool2d with a negative divisor")
     if isinstance(layer, nn.AvgPool2d | nn.AdaptiveAvgPool2d) and kind in (nn.AvgPool2d, nn.AdaptiveAvgPool2d):
         return Positive(layer)
     if isinstance(layer, nn.MaxPool2d) and kind is nn.MaxPool2d and not (layer.return_indices or layer.ceil_mode):
@@ -220,7 +241,7 @@ class _Growing:
             layer, (before,) = self.model.get_submodule(str(node.target)), self._seen(node.args)
             self.found[node] = self._after(Step(_operation(layer, str(node.target)), (before,)), str(node.target))
             if getattr(layer, "inplace", False):
-                self.found[node.all_input_nodes[0]] = self.found[node]
+                self._write(node)
         elif node.op == "output":
             self._end(self._seen(node.args)[0])
         else:
@@ -229,7 +250,21 @@ class _Growing:
                 raise _unfollowed(*_called_in(node))
             self.found[node] = outcome.value if isinstance(outcome, Plain) else self._after(outcome, _name(node))
             if isinstance(outcome, Step) and (_name(node) in IN_PLACE or node.kwargs.get("inplace")):
-                self.found[node.all_input_nodes[0]] = self.found[node]  # whoever reads it later reads what was written into it
+                self._write(node)
+
+    def _write(self, node: fx.Node) -> None:
+        """Whoever reads the written value later, by whatever name, reads what was written into it."""
+        old, new = self.found[node.all_input_nodes[0]], self.found[node]
+        if not isinstance(old, Value) or not isinstance(new, Value) or old.place == new.place:
+            return
+        shaped = [(place, made) for place, made in enumerate(self.nodes[: new.place]) if isinstance(made.operation, Positive)]
+        for made, given in ((place, each) for place, reader in shaped for each in reader.inputs):
+            # what has as many values as it was made of may be the same memory in another shape
+            if old.place in (made, given) and self.values[made].numel() == self.values[given].numel():
+                raise UsageError(f"{_name(node)} writes into a value that is also read in another shape: leave inplace out of the network")
+        for each, value in self.found.items():
+            if isinstance(value, Value) and value.place == old.place:
+                self.found[each] = new
 
     def _seen(self, arguments: Any) -> Any:
         return fx.node.map_arg(arguments, lambda node: self.found[node])

@@ -171,6 +171,9 @@ def _adaptive(input: Value, output_size: Any) -> Outcome:
 
 @_rule("avg_pool2d")
 def _average(input: Value, *args: Any, **kwargs: Any) -> Outcome:
+    divisor = kwargs.get("divisor_override", args[5] if len(args) > 5 else None)
+    if divisor is not None and divisor < 0:
+        return None
     return Step(Positive(lambda x: functional.avg_pool2d(x, *args, **kwargs)), (input,))
 
 

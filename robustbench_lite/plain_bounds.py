@@ -38,7 +38,8 @@ def normalised(classifier: Classifier, images: Images) -> Tensor:
 
 def ball_in_box(classifier: Classifier, images: Images, eps: float | Tensor) -> Bounds:
     """What the network gets of an image's linf ball, which ends where pixels do."""
-    return normalised(classifier, (images - eps).clamp(min=0)), normalised(classifier, (images + eps).clamp(max=1))
+    ends = normalised(classifier, (images - eps).clamp(min=0)), normalised(classifier, (images + eps).clamp(max=1))
+    return torch.minimum(*ends), torch.maximum(*ends)  # a std may be negative
 
 
 def interval_bounds(layers: Sequence[nn.Module], box: Bounds) -> list[Bounds]:

@@ -20,7 +20,7 @@ from .conditions import sizes_of
 from .engines import local
 from .errors import DataError, InvalidEvaluation, UsageError
 from .registry import CERTIFICATES
-from .results import Condition, Verdict, eps_text
+from .results import Condition, Verdict, eps_text, reach
 from .stats import wilson
 from .streams import Streams
 from .threat import ball
@@ -306,10 +306,14 @@ class Known:
 
     def contradicted(self, conditions: Iterable[Condition], verdicts: Iterable[Verdict]) -> str | None:
         """A proof and a witness that cannot both be right, in words."""
-        norms = {c.name: str(c.norm) for c in conditions if c.kind in ("attack", "doubt", "worst")}
+        about = {c.name: c for c in conditions if c.kind in ("attack", "doubt", "worst")}
         for v in verdicts:
-            found = self.by_norm.get(norms.get(v.condition, ""), {}).get(v.sample_id)
-            if found is not None and v.nearest <= found[0] * (1 + ROUNDED) and v.prediction != v.label:
+            c = about.get(v.condition)
+            found = None if c is None else self.by_norm.get(str(c.norm), {}).get(v.sample_id)
+            if c is None or found is None or v.prediction == v.label:
+                continue
+            # the ball that was proven goes as far as attacks may; and what a row counts as broken was in its ball
+            if v.nearest <= reach(found[0]) * (1 + ROUNDED) or (v.broken and _holds(found, v.radius or float(c.eps or 0))):
                 radius, c = found
                 return (
                     f"{c.name} proves that {v.sample_id} is {v.label} up to {radius:g}, and {v.condition} found at {v.nearest:g} an image "

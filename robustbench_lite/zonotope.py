@@ -49,7 +49,7 @@ def _sequence(layer: nn.Module) -> bool:
 
 
 def _followed(layer: nn.Module) -> bool:
-    if isinstance(layer, nn.Flatten):
+    if isinstance(layer, nn.Flatten) and type(layer) is nn.Flatten:
         return (layer.start_dim, layer.end_dim) == (1, -1)
     # a class of somebody's own that inherits from these may compute anything
     return type(layer) in (nn.Linear, nn.ReLU) or (type(layer) is nn.Conv2d and layer.padding_mode == "zeros")

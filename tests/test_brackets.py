@@ -14,12 +14,14 @@ from cli_fixture import CommandLine, Ran
 from torch import Tensor, nn
 
 import robustbench_lite as rb
+from robustbench_lite.bounded import graph
 from robustbench_lite.certifying import Proof
 from robustbench_lite.errors import InvalidEvaluation, UsageError
 from robustbench_lite.gate.decisions import decide
 from robustbench_lite.gate.rules import parse
 from robustbench_lite.registry import CERTIFICATES
 from robustbench_lite.results import Result
+from robustbench_lite.threat import ball
 
 LABELS = torch.zeros(4, dtype=torch.long)
 
@@ -229,3 +231,88 @@ def test_the_command_proves_and_the_gate_asks_for_it(robust_eval: CommandLine, i
     assert "ibp" in listed.out
     bad = inside("gate", "--model", "digits_cnn", "--limit", "8", "--attack", "fgsm", "--rule", "worst.certified >= 0.3")
     assert (bad.code, "nothing is to be proven" in bad.complaint) == (2, True)
+
+
+# --- what a review found ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("eps", [0.001, 1 / 255, 0.01])
+def test_a_witness_that_rounding_takes_past_eps_contradicts_a_proof_too(eps: float) -> None:
+    """The last grey is broken from 0.5 - 0.4995 on, everywhere in the ball that is said to be proven."""
+    images = torch.tensor([0.1, 0.3, 0.42, 0.4995]).view(-1, 1, 1, 1).expand(-1, 1, 2, 2).clone()
+    with pytest.raises(InvalidEvaluation, match="no figure of this run can be believed"):
+        rb.evaluate(Brightness(), ["fgsm"], (images, LABELS), eps=[eps], norm="linf", certify="told:below=1")
+
+
+class Edges(nn.Module):
+    """Writes an edge detector's answer into a value that has another name."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.first, self.edges, self.last = nn.Conv2d(1, 1, 1), nn.Conv2d(1, 1, (1, 2), padding=(0, 1)), nn.Linear(16, 2)
+        with torch.no_grad():
+            self.edges.weight.copy_(torch.tensor([[[[1.0, -1.0]]]]))
+            self.last.weight.copy_(torch.cat([torch.ones(1, 16), -torch.ones(1, 16)]))
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept = height = self.first(x)
+        found = torch.relu(self.edges(x))[..., :4] if self.how == "slice" else torch.relu(self.first(x))
+        if self.how == "iadd":
+            height += found
+        elif self.how == "view":
+            kept = height.flatten(1)
+            torch.relu_(height)
+        elif self.how == "identity":
+            kept = nn.functional.dropout(height, training=False)
+            height = torch.relu_(height)
+        made: Tensor = self.last(kept.flatten(1))
+        return made
+
+
+@pytest.mark.parametrize("how", ["iadd", "identity"])
+def test_what_is_written_in_place_is_read_by_every_name(how: str) -> None:
+    torch.manual_seed(0)
+    model = Edges(how).double()
+    made = graph(model, (1, 4, 4))
+    x = torch.rand(20, 1, 4, 4).double() * 2 - 1
+    with torch.no_grad():
+        assert torch.allclose(made.logits(x), model(x))
+
+
+def test_what_is_written_in_place_and_read_in_another_shape_is_refused() -> None:
+    with pytest.raises(UsageError, match="leave inplace out"):
+        graph(Edges("view"), (1, 4, 4))
+
+
+def test_a_pooling_by_a_negative_divisor_is_refused() -> None:
+    for model in (nn.Sequential(nn.AvgPool2d(2, divisor_override=-1), nn.Flatten(), nn.Linear(4, 2)).eval(),):
+        with pytest.raises(UsageError, match="negative divisor"):
+            graph(model, (1, 4, 4))
+
+
+@pytest.mark.parametrize("odd", ["std", "hook", "subclass"])
+def test_zonotopes_prove_nothing_of_what_they_do_not_follow(odd: str) -> None:
+    torch.manual_seed(0)
+
+    class Turned(nn.Flatten):
+        def forward(self, input: Tensor) -> Tensor:
+            return -super().forward(input)
+
+    flat = Turned() if odd == "subclass" else nn.Flatten()
+    layers = nn.Sequential(flat, nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    if odd == "hook":
+        layers[1].register_forward_hook(lambda module, inputs, output: 4 * output)
+    classifier = rb.Classifier(layers, mean=(0.5,), std=(-0.2 if odd == "std" else 0.2,), classes=3)
+    certificate = CERTIFICATES.build("zonotope")
+    if odd != "std":
+        with pytest.raises(rb.errors.RobustEvalError):
+            certificate.fits(classifier)
+        return
+    x = torch.rand(8, 1, 4, 4)
+    labels = classifier(x).argmax(1)
+    proof = certificate.prove(classifier, x, labels, ball("linf", 0.05), None)
+    for _ in range(500):
+        near = (x + 0.05 * torch.randint(-1, 2, x.shape)).clamp(0, 1)
+        assert not (proof.proven & (classifier(near).argmax(1) != labels)).any()

@@ -7,10 +7,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from robustbench_lite.bound_proofs import fits
 from robustbench_lite.certifying import Proof
 from robustbench_lite.classifier import Classifier, Images, Labels
 from robustbench_lite.errors import UsageError
-from robustbench_lite.plain_bounds import ball_in_box, bounded_layers, bounds_after, interval_margins, label_less_others
+from robustbench_lite.plain_bounds import ball_in_box, bounded_layers, bounds_after, interval_margins, label_less_others, normalised
 from robustbench_lite.registry import certificate
 from robustbench_lite.streams import Streams
 from robustbench_lite.threat import Ball
@@ -39,6 +40,7 @@ class ZonotopeProof:
             ModelError: a layer cannot be followed; it is named.
         """
         bounded_layers(classifier.model)
+        fits(classifier)  # hooks, layers of somebody's own and the like are refused as for other bounds
 
     def holds_for(self, classifier: Classifier) -> str:
         return classifier.digest
@@ -54,9 +56,15 @@ class ZonotopeProof:
         if labels.dim() != 1:
             raise UsageError("zonotope proves one class an image, and these images have several labels")
         exact, eps = copy.deepcopy(classifier).double(), ball.reach.double().expand(len(images))
+        followed = normalised(classifier, images)
+        for layer in bounded_layers(classifier.model):
+            followed = layer(followed)
+        logits = classifier(images)
+        if ((followed - logits).abs() > 1e-3 * logits.abs().amax()).any():
+            raise UsageError(f"{classifier.name} answers otherwise than its layers do, one after the other: take crown")
         margin = torch.stack([_margin(exact, images[k : k + 1].double(), labels[k : k + 1], eps[k]) for k in range(len(images))])
-        proven = margin[:, 0] > margin[:, 1]  # never where either is no number
-        return Proof(proven, classifier(images).argmax(1), torch.where(proven, ball.eps.to(images), 0.0), margin[:, 0].to(images))
+        proven = (margin[:, 0] > margin[:, 1]) & (logits.argmax(1) == labels)  # never where either is no number
+        return Proof(proven, logits.argmax(1), torch.where(proven, ball.eps.to(images), 0.0), margin[:, 0].to(images))
 
 
 def _margin(classifier: Classifier, image: Images, label: Labels, eps: Tensor) -> Tensor:
