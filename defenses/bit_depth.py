@@ -1,6 +1,5 @@
 """Bit-depth reduction, a feature squeezing (Xu, Evans, Qi, NDSS 2018, https://arxiv.org/abs/1704.01155)."""
 
-from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -11,6 +10,8 @@ from torch import nn
 from robustbench_lite.classifier import Classifier, Images
 from robustbench_lite.defending import Kind
 from robustbench_lite.registry import defense
+
+from .around import in_place_of
 
 
 class Rounding(nn.Module):
@@ -50,15 +51,4 @@ class BitDepth:
 
     def wrap(self, classifier: Classifier) -> Classifier:
         """Rounds images in [0, 1]; the classifier inside normalises."""
-        model = nn.Sequential(OrderedDict[str, nn.Module](rounding=Rounding(self.bits).eval(), classifier=classifier))
-        model.training = False  # not .eval(): an exported program refuses it, and the classifier has been checked
-        wrapped = Classifier(
-            model,
-            preprocess=classifier.preprocess,
-            classes=classifier.classes,
-            name=classifier.name,
-            data=classifier.data,
-            differentiable=classifier.differentiable,
-        )
-        wrapped.trained_on = classifier.trained_on
-        return wrapped
+        return in_place_of(classifier, rounding=Rounding(self.bits).eval(), classifier=classifier)

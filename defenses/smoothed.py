@@ -1,6 +1,5 @@
 """A smoothed classifier to attack (Cohen et al., ICML 2019, https://arxiv.org/abs/1902.02918; Salman et al., NeurIPS 2019)."""
 
-from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -11,6 +10,8 @@ from torch import Tensor, nn
 from robustbench_lite.classifier import Classifier, Images, Logits, one_a_class
 from robustbench_lite.defending import Kind
 from robustbench_lite.registry import defense
+
+from .around import in_place_of
 
 AT_ONCE = 256
 """Noisy images in one pass."""
@@ -83,15 +84,4 @@ class Smoothed:
 
     def wrap(self, classifier: Classifier) -> Classifier:
         """Adds its noise to images in [0, 1]; the classifier inside normalises."""
-        model = nn.Sequential(OrderedDict[str, nn.Module](voting=Voting(classifier, self.sigma, self.samples)))
-        model.training = False
-        wrapped = Classifier(
-            model,
-            preprocess=classifier.preprocess,
-            classes=classifier.classes,
-            name=classifier.name,
-            data=classifier.data,
-            differentiable=classifier.differentiable,
-        )
-        wrapped.trained_on = classifier.trained_on
-        return wrapped
+        return in_place_of(classifier, voting=Voting(classifier, self.sigma, self.samples))

@@ -20,12 +20,11 @@ the classifier that it samples from, so that the two have different digests and 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
 from .classifier import Classifier, Images, Labels
-from .registry import CERTIFICATES
 from .streams import Streams
 from .threat import Ball
 
@@ -62,12 +61,3 @@ class Certificate(Protocol):
     def holds_for(self, classifier: Classifier) -> str: ...
 
     def prove(self, classifier: Classifier, images: Images, labels: Labels, ball: Ball, draw: Streams) -> Proof: ...
-
-
-def certificate_of(spec: str) -> Any:
-    """The certificate that a spec names.
-
-    Raises:
-        UnknownName, BadSpec: there is none, or not with such parameters.
-    """
-    return CERTIFICATES.build(spec)

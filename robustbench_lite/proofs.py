@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .certifying import Certificate, certificate_of
+from .certifying import Certificate
 from .conditions import sizes_of
 from .engines import local
 from .errors import DataError, InvalidEvaluation, UsageError
@@ -135,7 +136,7 @@ def certified(
     """
     made: list[Certified] = []
     for spec in specs:
-        certificate = certificate_of(spec)
+        certificate = CERTIFICATES.build(spec)
         name = CERTIFICATES.spec_of(certificate)
         sizes = [(str(job.condition.norm), float(job.condition.eps or 0)) for job in planned]
         fitting = [size for size in sizes or _sizes_alone(certificate, images, norm, eps) if size[0] in certificate.norms]
@@ -248,7 +249,8 @@ def proof_rows(conditions: Iterable[Condition], proofs: Sequence[ProofVerdict], 
         if found:
             proven, n = sum(proof.proven for proof in found), len(found)
             radii = [proof.radius if proof.prediction == proof.label else 0.0 for proof in found]
-            curve = [(radius, sum(other >= radius for other in radii) / n) for radius in sorted({r for r in radii if r > 0})]
+            rising = sorted(radii)
+            curve = [(radius, (n - bisect_left(rising, radius)) / n) for radius in sorted({r for r in radii if r > 0})]
             low, high = wilson(proven, n)
             rows.append(
                 ProofRow(c.name, str(c.certificate), str(c.norm), float(c.eps or 0), n, proven, proven / n, low, high,
@@ -298,7 +300,8 @@ class Known:
         if not self.asked(condition) or condition.kind not in ("attack", "worst") or not verdicts:
             return None
         proven = self.by_norm.get(str(condition.norm), {})
-        safe = {v.sample_id for v in verdicts if _holds(proven.get(v.sample_id), v.radius or float(condition.eps or 0))}
+        decided = [v for v in verdicts if v.broken is not None]  # where the model answers with no number, nothing is safe
+        safe = {v.sample_id for v in decided if _holds(proven.get(v.sample_id), v.radius or float(condition.eps or 0))}
         surviving = [v.sample_id for v in verdicts if v.broken is False]
         confidence = min((proven[key][1].confidence or 0.0 for key in safe), default=1.0)
         unsettled = [v.sample_id for v in verdicts if v.broken is not True and v.sample_id not in safe]

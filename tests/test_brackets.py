@@ -107,6 +107,22 @@ def test_a_row_lies_between_what_is_proven_and_what_survived() -> None:
     assert (row.condition, row.proven, row.n, row.accuracy, row.of_model) == ("told[linf,0.1]", 1, 4, 0.25, True)
 
 
+class Silent(Brightness):
+    """Answers with no number just beside the darkest image."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.flatten(1).mean(1)
+        return super().forward(x) + torch.where((mean > 0.12) & (mean < 0.25), torch.nan, 0.0)[:, None]
+
+
+def test_where_the_model_gives_no_number_nothing_is_counted_as_proven() -> None:
+    result = rb.evaluate(Silent(), ["fgsm"], (greys(), LABELS), eps=[0.1], norm="linf", certify="told")
+    row = result.table.set_index("condition").loc["worst[linf,0.1]"]
+    assert (row["undecided"], row["certified"]) == (1, 0)
+    (ruling,) = decide([parse("worst.certified >= 0.1")], result)
+    assert ruling.estimate == 0
+
+
 @pytest.mark.parametrize("eps", [0.005, 0.05, 0.1, 1 / 255])
 def test_a_proof_of_a_size_holds_for_it_however_it_is_rounded(eps: float) -> None:
     assert ran(eps=[eps]).brackets[f"fgsm[linf,{rb.results.eps_text(eps)}]"].proven == 1

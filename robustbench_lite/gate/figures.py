@@ -61,7 +61,7 @@ def _certified(rule: Bound, result: Result, alpha: float) -> Limited:
     asked = known.asked(condition)
     if not asked:
         raise UsageError(f"{rule.text}: nothing was to be proven in {condition.norm} of this model: add certify = ['crown']")
-    safe = known.safe(condition)
+    safe = known.safe(condition) - {v.sample_id for v in result.of(condition.name) if v.broken is None}
     proven = [key in safe for key in asked]
     groups = {v.sample_id: v.group or f"\0{v.sample_id}" for v in result.of("clean")}
     size = effective_size([float(each) for each in proven], [groups.get(key, key) for key in asked])
