@@ -14,7 +14,7 @@ from robustbench_lite.bound_proofs import SIZE
 from robustbench_lite.bounded import graph
 from robustbench_lite.certificates.crown import Crown
 from robustbench_lite.certificates.ibp import IBP
-from robustbench_lite.certifying import Proof, certificate_of
+from robustbench_lite.certifying import Proof
 from robustbench_lite.classifier import Classifier
 from robustbench_lite.data import load_data
 from robustbench_lite.errors import BadSpec, UsageError
@@ -34,7 +34,7 @@ def digits(count: int) -> tuple[Tensor, Tensor]:
 
 def proof(spec: str, classifier: Classifier, images: Tensor, labels: Tensor, eps: float, norm: str = "linf") -> Proof:
     draw = Streams(0, spec, [(str(i), 0) for i in range(len(images))], None, images.device)
-    found = certificate_of(spec).prove(classifier, images, labels, ball(norm, eps), draw)
+    found = CERTIFICATES.build(spec).prove(classifier, images, labels, ball(norm, eps), draw)
     assert isinstance(found, Proof)
     return found
 
@@ -193,7 +193,7 @@ class Alternating(nn.Module):
 
 @pytest.mark.parametrize("spec", ["ibp", "crown"])
 def test_models_that_bounds_cannot_follow_are_refused_by_name(spec: str) -> None:
-    certificate, images = certificate_of(spec), torch.rand(1, 1, 2, 2)
+    certificate, images = CERTIFICATES.build(spec), torch.rand(1, 1, 2, 2)
     with pytest.raises(UsageError, match=r"kwta.* model\.block1\.relu is a WinnersTakeAll"):
         certificate.fits(load_model("digits_kwta"))
     with pytest.raises(UsageError, match=r"rounding is a Rounding"):
@@ -215,9 +215,9 @@ def test_models_that_bounds_cannot_follow_are_refused_by_name(spec: str) -> None
 @pytest.mark.parametrize("spec", ["ibp:batch=0", "crown:batch=x", "crown:alpha=1"])
 def test_wrong_parameters(spec: str) -> None:
     with pytest.raises(BadSpec):
-        certificate_of(spec)
+        CERTIFICATES.build(spec)
 
 
 def test_both_are_registered_and_written_as_they_are_read() -> None:
     assert {"ibp", "crown"} <= set(CERTIFICATES.names())
-    assert CERTIFICATES.spec_of(certificate_of("crown:batch=3")) == "crown:batch=3"
+    assert CERTIFICATES.spec_of(CERTIFICATES.build("crown:batch=3")) == "crown:batch=3"

@@ -19,7 +19,7 @@ from scipy.stats import beta, binomtest, kstest, norm
 from torch import Tensor, nn
 
 import robustbench_lite as rb
-from robustbench_lite.certifying import Proof, certificate_of
+from robustbench_lite.certifying import Proof
 from robustbench_lite.checks import first_answer
 from robustbench_lite.classifier import Classifier
 from robustbench_lite.data import load_data
@@ -39,7 +39,7 @@ def draws(count: int, first: int = 0) -> Streams:
 
 
 def proof(spec: str, model: nn.Module, x: Tensor, y: Tensor, eps: float = 0.25, **about: Any) -> Proof:
-    return certificate_of(spec).prove(Classifier(model.eval(), **about), x, y, ball("l2", eps), draws(len(x)))
+    return CERTIFICATES.build(spec).prove(Classifier(model.eval(), **about), x, y, ball("l2", eps), draws(len(x)))
 
 
 def linear(w: Tensor, b: float = 0.0) -> nn.Module:
@@ -164,7 +164,7 @@ def test_a_smaller_alpha_proves_less() -> None:
     for larger, smaller in pairwise(radii):
         assert (smaller <= larger).all()
         assert (smaller < larger)[larger > 0].all()
-    assert certificate_of("smoothing:alpha=0.01").confidence == 0.99
+    assert CERTIFICATES.build("smoothing:alpha=0.01").confidence == 0.99
 
 
 # --- noise
@@ -197,7 +197,7 @@ def test_noise_is_normal_of_this_sigma_not_clipped_and_goes_through_the_normalis
 def test_a_proof_depends_neither_on_the_pass_nor_on_the_other_images(batch: int) -> None:
     classifier, some = load_model("digits_standard"), load_data("digits", limit=4)
     x, y = torch.stack([image for image, _ in some]), torch.tensor([label for _, label in some])
-    certificate = certificate_of("smoothing:sigma=1,n0=20,n=80,alpha=0.1")
+    certificate = CERTIFICATES.build("smoothing:sigma=1,n0=20,n=80,alpha=0.1")
     whole, state = certificate.prove(classifier, x, y, ball("l2", 0.1), draws(4)), torch.get_rng_state()
     cut = replace(certificate, batch=batch)
     draw = replace(draws(4), condition=CERTIFICATES.spec_of(cut))  # as a run keys it
@@ -259,7 +259,7 @@ def test_one_output_tells_two_classes_apart() -> None:
 def test_the_digest_is_of_classifier_and_sigma_alone() -> None:
     first, second = (Classifier(linear(torch.full((16,), size))) for size in (1.0, 2.0))
     same = {CERTIFICATES.build(spec).holds_for(first) for spec in ("smoothing", "smoothing:n=7,n0=3,alpha=0.1,batch=2")}
-    others = {certificate_of("smoothing:sigma=0.5").holds_for(first), certificate_of("smoothing").holds_for(second)}
+    others = {CERTIFICATES.build("smoothing:sigma=0.5").holds_for(first), CERTIFICATES.build("smoothing").holds_for(second)}
     assert len(same) == 1
     assert len(same | others) == 3
     assert first.digest not in same
@@ -269,15 +269,15 @@ def test_a_model_that_draws_itself_is_refused_and_so_is_training_mode() -> None:
     x, y = torch.full((1, *SHAPE), 0.5), torch.tensor([0])
     inner = Classifier(linear(torch.ones(16)), name="inner")
     with pytest.raises(UsageError, match="inner answers otherwise when asked again: smoothing needs a model that draws nothing itself"):
-        certificate_of("smoothing").prove(Smoothed(samples=4).wrap(inner), x, y, ball("l2", 0.1), draws(1))
-    certificate_of("smoothing").fits(inner)
+        CERTIFICATES.build("smoothing").prove(Smoothed(samples=4).wrap(inner), x, y, ball("l2", 0.1), draws(1))
+    CERTIFICATES.build("smoothing").fits(inner)
     inner.model[1].train()
     with pytest.raises(UsageError, match=r"^model.1 of inner is in training mode: call .eval\(\) on the model first$"):
-        certificate_of("smoothing").fits(inner)
+        CERTIFICATES.build("smoothing").fits(inner)
 
 
 def test_other_balls_and_several_labels_are_refused() -> None:
-    x, certificate, inner = torch.full((1, *SHAPE), 0.5), certificate_of("smoothing"), Classifier(linear(torch.ones(16)))
+    x, certificate, inner = torch.full((1, *SHAPE), 0.5), CERTIFICATES.build("smoothing"), Classifier(linear(torch.ones(16)))
     with pytest.raises(UsageError, match="smoothing proves l2 balls, not linf: take --norm l2"):
         certificate.prove(inner, x, torch.tensor([0]), ball("linf", 0.1), draws(1))
     with pytest.raises(UsageError, match="several labels"):
@@ -287,7 +287,7 @@ def test_other_balls_and_several_labels_are_refused() -> None:
 @pytest.mark.parametrize("wrong", ["sigma=0", "n=0", "n0=0", "alpha=0", "alpha=0.5", "batch=0"])
 def test_numbers_out_of_range_are_refused(wrong: str) -> None:
     with pytest.raises(BadSpec, match=f"smoothing:{wrong}"):
-        certificate_of(f"smoothing:{wrong}")
+        CERTIFICATES.build(f"smoothing:{wrong}")
 
 
 # --- training for it
@@ -318,7 +318,7 @@ def test_a_model_trained_under_noise_proves_more(for_noise: Path) -> None:
     x, y = torch.stack([image for image, _ in some]), torch.tensor([label for _, label in some])
     trained, plain = load_model(str(for_noise)), load_model("digits_standard")
     assert "gaussian_noise" in trained.trained_on
-    certificate = certificate_of("smoothing:sigma=1,n=500")
+    certificate = CERTIFICATES.build("smoothing:sigma=1,n=500")
     found = [certificate.prove(each, x, y, ball("l2", 0.5), draws(40)) for each in (trained, plain)]
     more, fewer = (int(each.proven.sum()) for each in found)
     assert more >= fewer + 8, (more, fewer)

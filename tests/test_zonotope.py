@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from robustbench_lite.certifying import Proof, certificate_of
+from robustbench_lite.certifying import Proof
 from robustbench_lite.classifier import Classifier
 from robustbench_lite.errors import ModelError, UsageError
 from robustbench_lite.models import load_model
+from robustbench_lite.registry import CERTIFICATES
 from robustbench_lite.streams import Streams
 from robustbench_lite.threat import ball
 from robustbench_lite.zonotope import (
@@ -267,7 +268,7 @@ def proofs(classifier: Classifier, eps: float, count: int = 20, rival: int = 0) 
     """Of the predicted labels, or of those so many classes further."""
     x = torch.rand(count, 2, 6, 6, generator=torch.Generator().manual_seed(3)).round(decimals=1)
     labels = (classifier(x).argmax(1) + rival) % 5
-    proof = certificate_of("zonotope").prove(classifier, x, labels, ball("linf", eps), draws(count))
+    proof = CERTIFICATES.build("zonotope").prove(classifier, x, labels, ball("linf", eps), draws(count))
     return proof, x, labels
 
 
@@ -308,7 +309,7 @@ def test_a_margin_within_rounding_is_not_proven() -> None:
     found = []
     for lead in (0.001, 0.1):
         model[1].bias.copy_(torch.tensor([lead, 0.0]))
-        proof = certificate_of("zonotope").prove(Classifier(model, classes=2), x, label, ball("linf", 0.1), draws(1))
+        proof = CERTIFICATES.build("zonotope").prove(Classifier(model, classes=2), x, label, ball("linf", 0.1), draws(1))
         assert proof.margin.item() == pytest.approx(lead, rel=1e-4)
         found.append(bool(proof.proven))
     assert found == [False, True]
@@ -322,13 +323,13 @@ def test_the_ball_is_as_large_as_attacks_may_take_it() -> None:
     assert float(threat.reach) > 0.1
     x, label = torch.full((1, 1, 1, 1), 0.5), torch.tensor([0])
     model[1].bias.copy_(torch.tensor([0.0, 0.0]))
-    proof = certificate_of("zonotope").prove(Classifier(model, classes=2), x, label, threat, draws(1))
+    proof = CERTIFICATES.build("zonotope").prove(Classifier(model, classes=2), x, label, threat, draws(1))
     assert proof.margin.double().item() == pytest.approx(2 * (0.5 - float(threat.reach)), abs=1e-7)
     assert proof.margin.item() < 0.8
 
 
 def test_what_the_certificate_cannot_do_is_refused() -> None:
-    certificate = certificate_of("zonotope")
+    certificate = CERTIFICATES.build("zonotope")
     with pytest.raises(ModelError, match=r"block1\.norm is a BatchNorm2d"):
         certificate.fits(load_model("digits_cnn"))
     with pytest.raises(ModelError, match="0 is a GELU"):
