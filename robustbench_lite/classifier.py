@@ -135,6 +135,7 @@ class Classifier(nn.Module):
         self.stated: tuple[float, str] | None = None  # clean accuracy that it was published with, and on which data
         self.learnt_from: str | None = None  # spec of its training images
         self.recipe: dict[str, Any] | None = None  # what `load_model` was called with, so that a run's model can be had again
+        self.allow_pickle = False  # whether it was told to trust the files that it read
         self.register_buffer("mean", None if mean is None else torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1))
         self.register_buffer("std", None if std is None else torch.tensor(std, dtype=torch.float32).view(-1, 1, 1))
         self.training = False  # not .eval(): an exported program refuses it, and the model was just checked

@@ -14,6 +14,7 @@ from . import commands
 from .console import application, bars, default_folder, exit_code, finish, formats_of, whole
 from .errors import UsageError
 from .results import Goal, Norm
+from .worker_options import USUAL, WorkerOptions
 
 SHORT_HELP = """robust-eval: accuracy of an image classifier without and under attack. Three commands to try:
 
@@ -123,6 +124,7 @@ def evaluate(
     format: Annotated[str, opt(RUN, "What is written there: html, csv, json, md, junit, parquet; several with commas.")] = "html,csv",
     out: Annotated[Path | None, opt(RUN, "Folder of the run. Default: one under robust-eval-runs that belongs to this command.")] = None,
     fresh: Annotated[bool, opt(RUN, "Start over instead of going on where an earlier run stopped.", negative="")] = False,
+    where: WorkerOptions = USUAL,
     debug: Annotated[bool, opt(RUN, "Show tracebacks.", negative="")] = False,
 ) -> int:
     """Attack a model and write the run's table, samples, witnesses and report."""
@@ -207,6 +209,7 @@ def evaluate(
             fresh=fresh,
             command=shlex.join(["robust-eval", *sys.argv[1:]]),
             progress=progress,
+            workers=where.asked(),
         )
     return finish(result, time.monotonic() - started, formats, strict=strict)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,6 +13,7 @@ from . import compare_commands, scenario_commands
 from .console import bars, complain, finish, formats_of, show
 from .errors import WitnessRefuted
 from .gate import commands as gating
+from .worker_options import USUAL, WorkerOptions
 
 Kind = Literal[
     "attacks",
@@ -73,7 +75,7 @@ def corrupt(
     storage_jpeg: Annotated[int | None, opt("Write JPEG files of this quality (the published ones have 85) instead of PNG.")] = None,
     frost_dir: Annotated[Path | None, opt("Folder of ImageNet-C's frost pictures. Default: procedural frost.")] = None,
     seed: Annotated[int, opt("Of every random draw.")] = 0,
-    workers: Annotated[int | None, opt("Processes. Default: one per core.")] = None,
+    where: WorkerOptions = USUAL,
     fresh: Annotated[bool, opt("Write everything again.")] = False,
     debug: Debug = False,
 ) -> int:
@@ -91,7 +93,7 @@ def corrupt(
             storage_jpeg=storage_jpeg,
             frost_dir=frost_dir,
             seed=seed,
-            workers=workers,
+            workers=where.asked(alone=os.cpu_count()),
             fresh=fresh,
             progress=lambda done, total: progress("pictures", done, total, 0),
         )
@@ -106,7 +108,7 @@ def leaderboard(
     eps: Annotated[list[str] | None, opt("Radius in linf. Repeat; the first decides the order. Default: those of the model cards.")] = None,
     limit: Annotated[int | None, opt("A seeded, stratified subset of this many images. Default: 100.")] = None,
     full: Annotated[bool, opt("All images.")] = False,
-    workers: Annotated[int | None, opt("Processes, a model each. Default: one per core.")] = None,
+    where: WorkerOptions = USUAL,
     out: Annotated[Path | None, opt("Folder of the runs and the page. Default: one under robust-eval-runs.")] = None,
     fresh: Annotated[bool, opt("Start over instead of going on where an earlier run stopped.")] = False,
     debug: Debug = False,
@@ -118,7 +120,7 @@ def leaderboard(
 
     tune_process()
     with bars() as progress:
-        board = compare(data, model or (), eps=eps, limit=limit, full=full, workers=workers, out=out, fresh=fresh, progress=progress)
+        board = compare(data, model or (), eps=eps, limit=limit, full=full, workers=where.asked(), out=out, fresh=fresh, progress=progress)
     table, page = REPORTS.get("leaderboard")(board)
     show(table)
     print(f"page: {page}")

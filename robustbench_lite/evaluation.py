@@ -3,48 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import nn
 
 from .attacking import Enough, Progress
-from .bpda import unheeded
-from .checks import frozen, moved
-from .conditions import Means, Target, checked_target, jobs
-from .data import default_for
-from .doubting import doubts
-from .engines import local
+from .conditions import Means, Target
+from .engines.opening import Workers
 from .errors import UsageError
-from .fitting import learns, without_judged
+from .hanging import watched
 from .labelled import LabelledImages
-from .overlap import overlaps
-from .patients import no_patient_in_both
 from .plan import Attack
-from .proofs import certified
-from .radii import check_balls, radii_of
-from .radii import digest as digest_of
-from .requested import (
-    Precision,
-    check_numbers,
-    check_words,
-    classifier_of,
-    images_of,
-    make_folder,
-    now,
-    surrogates_of,
-    versions_here,
-    wide_images,
-)
-from .results import Condition, Goal, Result, goals_of
-from .samples import Options
-from .sequences import read_rates
-from .session import Session
-from .shifts import described, remarks, sequences, shifts
+from .requested import Precision, make_folder, now
+from .resolving import resolve
+from .results import Goal, Result
+from .shards import Sharding
 from .store import Store, explained
-from .transfer import sources
 
 
 def evaluate(
@@ -89,6 +65,7 @@ def evaluate(
     command: str | None = None,
     progress: Progress | None = None,
     enough: Enough | None = None,
+    workers: Workers | int | None = None,
 ) -> Result:
     """Accuracy of a model without and under attack, on corrupted images, and along sequences of perturbed ones.
 
@@ -147,6 +124,7 @@ def evaluate(
         command: recorded as the way to repeat the run.
         progress: told a condition, how many images are decided, how many there are, and how many are broken.
         enough: told a condition and which of its images are broken so far; where it says yes, the others are not attacked.
+        workers: so many processes of this machine, or `Workers`, of a Ray cluster too. None: this process alone. Verdicts are the same.
 
     Returns:
         The result: `.table` is a DataFrame, `.verdicts` one record per condition and image.
@@ -155,219 +133,24 @@ def evaluate(
         UsageError: the model, the data or an option cannot be used; nothing was evaluated.
         InvalidEvaluation: the evaluation began and cannot be trusted or kept (unreadable images, a full disk, NaN everywhere).
     """
-    check_numbers(
-        limit=(limit, 1),
-        batch_size=(batch_size, 1),
-        query_budget=(query_budget, 1),
-        witnesses=(witnesses, 0),
-        seed=(seed, 0),
-        storage_jpeg=(storage_jpeg, 1),
-        eot=(eot, 1),
-        votes=(votes, 1),
-        patience=(patience, 1),
-    )
-    check_words(goal, precision, batch_size, witnesses, on_bad_image)
-    if storage_jpeg is not None and storage_jpeg > 100:
-        raise UsageError(f"the quality of a JPEG file is 1..100, got {storage_jpeg}")
-    classifier = classifier_of(model)
-    others = surrogates_of(surrogates, classifier, query_budget)
-    if others and goal == "closest":
-        raise UsageError("a transfer attack has one try, and seeks nothing on the model: leave --goal closest or --surrogate out")
-    goal = "full" if others else goal
-    if radii is not None and (doubt or settle):
-        raise UsageError("doubts are tried in balls of one size: leave --radii or --doubt out")
-    if keep_outputs and goal != "full":
-        raise UsageError("outputs are kept of attacks that use every step: add goal='full', or AUROC and confidences would flatter")
-    doubt = doubt or settle
-    if not doubt and (twin is not None or training_data is not None):
-        raise UsageError("a twin and training data are looked at in doubt only: add --doubt, or leave --twin and --training-data out")
-    if others and doubt:
-        raise UsageError("doubts are attacks on the model itself: leave --surrogate out")
-    if stated_accuracy is not None and not 0 <= stated_accuracy <= 1:
-        raise UsageError(f"the stated accuracy is a share in [0, 1], got {stated_accuracy:g}: 76 % is 0.76")
-    twins = surrogates_of([twin], classifier, None) if twin is not None else []
-    source = default_for(classifier) if data is None else data
-    images = images_of(source, classifier.preprocess, limit, seed)
-    training = None if training_data is None else images_of(training_data, classifier.preprocess, None, seed)
-    if training is not None:
-        no_patient_in_both(training, images)
-    if images.readout is not None:
-        classifier, others = images.readout.applied(classifier), [images.readout.applied(other) for other in others]
-        twins = [images.readout.applied(each) for each in twins]
-    specs = [corruptions] if isinstance(corruptions, str) else list(corruptions)
-    shifted, perturbed = shifts(specs, images, None if frost_dir is None else str(frost_dir)), sequences(specs)
-    if images.variants and (storage_jpeg is not None or frost_dir is not None):
-        raise UsageError(f"{images.name} was corrupted and stored by others: leave --storage-jpeg and --frost-dir out")
-    if attacks is None:
-        attacks = () if shifted or perturbed or certify else ("pgd",)
-    asked: list[str | Attack | Means] = list(attacks) if isinstance(attacks, (list, tuple)) else [attacks]  # type: ignore[list-item]  # one alone
-    if not images.has_clean and (asked or perturbed):
-        raise UsageError(
-            f"{images.name} holds corrupted images only, and attacks and sequences start from clean ones: add clean=/path to --data"
-        )
-    target = checked_target(target)
-    planned = jobs(
-        asked,
-        norm=norm,
-        eps=eps,
-        default_eps=images.default_eps,
-        data=images.name,
-        target=target,
-        goal=goal,
-        sources=list(sources(others)),
-        disease=images.disease,
-        scaled=radii is not None,
-    )
-    if radii is not None and certify:
-        raise UsageError("certificates are for balls of one size: leave --radii or --certify out")
-    if radii is not None and any(learns(job) for job in planned):
-        raise UsageError("what an attack learns is made for one size and all images: leave --radii out, or the attack")
-    proofs = certified([certify] if isinstance(certify, str) else certify, classifier, images, planned, norm, eps)
-    own_radii = None if radii is None else radii_of(radii, images.ids)
-    if own_radii is not None:
-        check_balls(own_radii, (job.condition for job in planned))
-    if patience is not None and all(job.condition.goal != "closest" for job in planned):
-        raise UsageError("patience is of attacks that seek the nearest: leave --patience out, or add --goal closest")
-    goals = goals_of(job.condition for job in planned)
-    aim = planned[0].target if planned else target
-    learn_from = (
-        None if fit_data is None or not any(learns(job) for job in planned) else images_of(fit_data, classifier.preprocess, None, seed)
-    )
-    shared = 0
-    if learn_from is not None:
-        no_patient_in_both(learn_from, images)
-        offered = len(learn_from)
-        learn_from = without_judged(learn_from, images)
-        shared = offered - len(learn_from)
-    doubted = doubts(planned, aim, twins[0].name if twins else None) if doubt else []
-    where = local.pick_device(device)
-    bf16 = precision == "bf16" and local.bfloat16_here(where)
-    options = Options(
-        seed=seed,
-        shuffle_seed=shuffle_seed,
-        device=where,
-        batch_size=batch_size,
-        bf16=bf16,
-        prepare=prepare,
-        query_budget=query_budget,
-        witnesses=len(images) if witnesses == "all" else 0 if witnesses == "none" else witnesses,
-        on_bad_image=on_bad_image,
-        eot=eot,
-        votes=votes,
-        storage_jpeg=storage_jpeg,
-        outputs=keep_outputs,
-        patience=patience,
-        radii=own_radii,
-    )
-    conditions = [
-        *([Condition("clean", "clean")] if images.has_clean else []),
-        *(shift.condition for shift in shifted),
-        *(each.condition for each in perturbed),
-        *(each.condition for each in proofs),
-        *(job.condition for job in planned),
-        *(each.job.condition for each in doubted),
-    ]
-    about_corruptions = described(shifted, images, storage_jpeg, baseline)
-    digest, versions, device_used = classifier.digest, versions_here(), local.described(where)
-    identity = {
-        "version": versions["robustbench-lite"],
-        "model": digest,
-        "data": images.digest,
-        "conditions": [c.name for c in conditions],
-        "goal": goals,
-        "seed": seed,
-        "precision": "bf16" if bf16 else "fp32",
-        "query_budget": query_budget,
-        "surrogates": [s.digest for s in others],
-        "eot": eot,
-        "votes": votes,
-        "storage_jpeg": storage_jpeg,
-        "settle": settle,
-        "twin": [each.digest for each in twins],
-        "training": None if training is None else training.digest,
-        "fit_data": None if learn_from is None else learn_from.digest,
-        "outputs": keep_outputs,
-        "patience": patience,
-        "radii": None if own_radii is None else digest_of(own_radii),
-    }
-    config: dict[str, Any] = {
-        "identity": identity,
-        "command": command,
-        "model": {"name": classifier.name, "recipe": classifier.recipe, "digest": digest},
-        "data": {
-            "name": images.name,
-            "spec": source if isinstance(source, str) else None,
-            "digest": images.digest,
-            "n": len(images),
-            "limit": limit,
-            "classes": images.classes,
-            "source": images.source,
-            "readout": images.readout is not None and isinstance(source, str),
-            "task": images.task,
-            "synthetic": images.synthetic,
-            "disease": None if images.disease is None else list(images.disease),
-            "class_names": None if images.class_names is None else list(images.class_names),
-        },
-        "stated_accuracy": stated_accuracy,
-        "radii": own_radii,
-        "corruptions": about_corruptions,
-        "sequence_rates": None if baseline is None or not perturbed else asdict(read_rates(baseline)),
-        "conditions": [asdict(c) for c in conditions],
-        "attacks": sorted({str(job.condition.attack) for job in planned}),
-        "norm": sorted({str(job.condition.norm) for job in planned}),
-        "eps": sorted({float(job.condition.eps or 0) for job in planned}),
-        "target": aim,
-        "goal": goals,
-        "seed": seed,
-        "precision": identity["precision"],
-        "query_budget": query_budget,
-        "surrogates": [s.name for s in others],
-        "device": device_used,
-        "versions": versions,
-        "notes": [
-            *([] if bf16 or precision == "fp32" else ["this processor does not compute in bfloat16: searched in float32"]),
-            *([f"{shared} images to learn from are judged on as well: nothing was learnt from them"] if shared else []),
-            *remarks(about_corruptions),
-            *unheeded(classifier, [str(job.condition.attack) for job in planned]),
-            *overlaps(
-                list(dict.fromkeys([*trained_on, *classifier.trained_on])),
-                sorted({*(str(shift.condition.corruption) for shift in shifted), *(each.kind for each in perturbed)}),
-            ),
-        ],
-        "created": now(),
-        "sessions": [{"started": now(), "device": device_used, "versions": versions, "shuffle_seed": shuffle_seed}],
-    }
+    arguments = locals().copy()
+    asked = {name: given for name, given in arguments.items() if name not in ("out", "fresh", "progress", "enough", "workers")}
+    where = workers if isinstance(workers, Workers) else Workers(count=workers)
+    resolved = resolve(**asked)
+    if enough is not None and not where.alone:
+        raise UsageError("an evaluation that ends early looks at every verdict as it comes: leave workers out")
     folder = None if out is None else Path(out)
     if folder is not None:
         make_folder(folder)
     with ExitStack() as during:
-        store = during.enter_context(Store(folder, config, fresh=fresh))
+        store = during.enter_context(Store(folder, resolved.config, fresh=fresh))
         during.enter_context(explained(folder))
-        during.enter_context(local.exact())
-        for each in (classifier, *others, *twins):
-            during.enter_context(frozen(each))
-            during.enter_context(moved(each, where))
-        wide = wide_images(source, classifier.preprocess, limit, seed) if perturbed else None
-        session = Session(
-            classifier,
-            others,
-            images,
-            planned,
-            store,
-            options,
-            progress or (lambda *_: None),
-            shifted,
-            perturbed,
-            wide,
-            twin=twins[0] if twins else None,
-            doubt=doubt,
-            doubts=doubted,
-            settle=settle,
-            certified=proofs,
-            training=training,
-            learn_from=learn_from,
-            enough=enough or (lambda *_: False),
-        )
+        during.enter_context(resolved.ready())
+        told = during.enter_context(watched(store, progress or (lambda *_: None), where.hang_after if where.alone else None))
+        session = resolved.session(store, told, enough)
+        if not where.alone:
+            engine = during.enter_context(closing(where.open(device)))
+            session.spread = Sharding(engine, asked, resolved, where.shard, where.hang_after)
         try:
             session.run()
             session.about["complete"] = True

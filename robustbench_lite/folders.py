@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
-from itertools import islice
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +19,13 @@ import torch
 
 from .classifier import Preprocess
 from .corrupting import Member, draws, members
+from .engines.engine import Job, Send
+from .engines.opening import Workers
 from .errors import DataError, InvalidEvaluation, RunMismatch, UsageError
 from .imagefolder import SUFFIXES
 from .pictures import Files
+from .spreading import Spread
 from .store import write_text
-from .workers import begin
 
 RECORD = "corrupt.json"
 OF_ALL = frozenset({"version", "preprocess", "storage_jpeg", "seed"})
@@ -68,7 +68,7 @@ def corrupt_folder(
     storage_jpeg: int | None = None,
     frost_dir: str | Path | None = None,
     seed: int = 0,
-    workers: int | None = None,
+    workers: Workers | int | None = None,
     fresh: bool = False,
     progress: Callable[[int, int], None] = lambda *_: None,
 ) -> tuple[int, int]:
@@ -82,7 +82,7 @@ def corrupt_folder(
         size, resize: centre crop, and the shorter side before it, in colour as the published ones; None leaves pictures as they are.
         storage_jpeg: write JPEG files of this quality (`optimize`, 4:2:0, as the published ones); None writes PNG.
         frost_dir: the benchmark's frost pictures.
-        workers: processes; None: one per core.
+        workers: processes, or `Workers`; those of other machines need both folders under the same paths. None: one per core.
         fresh: remove what earlier runs wrote of the same corruptions, and whatever they wrote with other settings, and write again.
         progress: called with pictures done and pictures in all.
 
@@ -96,7 +96,8 @@ def corrupt_folder(
     source, target = Path(source).expanduser(), Path(target).expanduser()
     if storage_jpeg is not None and not 1 <= storage_jpeg <= 100:
         raise UsageError(f"the quality of a JPEG file is 1..100, got {storage_jpeg}")
-    for name, value in (("size", size), ("resize", resize), ("workers", workers)):
+    workers = workers if isinstance(workers, Workers) else Workers(count=os.cpu_count() or 1 if workers is None else workers)
+    for name, value in (("size", size), ("resize", resize)):
         if value is not None and value < 1:
             raise UsageError(f"{name} must be 1 or more, got {value}")
     if size is not None and resize is not None and resize < size:
@@ -109,10 +110,22 @@ def corrupt_folder(
     _record(work)
     written = known = 0
     bad: list[str] = []
-    for done, (made, kept, failure) in enumerate(_results(work, pictures, workers or os.cpu_count() or 1), 1):
-        written, known = written + made, known + kept
-        bad += [failure] if failure else []
+    done = 0
+
+    def heard(_: Lot, outcome: Outcome) -> None:
+        nonlocal done, written, known
+        made, kept, failure = outcome
+        done, written, known = done + 1, written + made, known + kept
+        bad.extend([failure] if failure else [])
         progress(done, len(pictures))
+
+    lots = [Lot(work, pictures[start : start + LOT]) for start in range(0, len(pictures), LOT)]
+    if workers.engine == "local" and workers.count == 1:
+        for lot in lots:
+            lot.corrupt(partial(heard, lot))
+    else:
+        with closing(workers.open()) as engine:
+            Spread(engine, heard, workers.hang_after, slow=math.inf).run(lots)  # a picture is not to be written twice at once
     if bad:
         raise InvalidEvaluation(
             f"{len(bad)} of {len(pictures)} pictures could not be corrupted: {'; '.join(bad[:3])}{'; ...' if len(bad) > 3 else ''}; "
@@ -182,33 +195,31 @@ def _without_old_files(work: Work, before: dict[str, Any], settings: dict[str, A
 Outcome = tuple[int, int, str | None]
 """Files written, files found, and why the picture could not be corrupted."""
 
-
-def _results(work: Work, pictures: Sequence[str], workers: int) -> Iterator[Outcome]:
-    if workers == 1:
-        yield from (corrupt_one(work, picture) for picture in pictures)
-        return
-    with _pool(min(workers, len(pictures))) as pool:
-        rest = iter(pictures)
-        running = {pool.submit(corrupt_one, work, picture) for picture in islice(rest, 4 * workers)}
-        try:
-            while running:
-                finished, running = wait(running, return_when=FIRST_COMPLETED)
-                running |= {pool.submit(corrupt_one, work, picture) for picture in islice(rest, len(finished))}
-                yield from (future.result() for future in finished)
-        except BrokenProcessPool as error:
-            raise InvalidEvaluation(
-                "a worker process died, perhaps for lack of memory: use fewer --workers; the same command goes on"
-            ) from error
+LOT = 16
+"""Pictures that a worker is given at a time."""
 
 
-@contextmanager
-def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes of one thread each: they are more than the cores already."""
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=begin)
-    try:
-        yield pool
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+@dataclass(frozen=True)
+class Lot:
+    """Some pictures for one worker."""
+
+    work: Work
+    pictures: Sequence[str]
+
+    @property
+    def name(self) -> str:
+        return f"pictures {self.pictures[0]} to {self.pictures[-1]}"
+
+    @property
+    def size(self) -> int:
+        return len(self.pictures)
+
+    def job(self, deaths: int) -> Job:
+        return self.corrupt
+
+    def corrupt(self, send: Send) -> None:
+        for picture in self.pictures:
+            send(corrupt_one(self.work, picture))
 
 
 def corrupt_one(work: Work, picture: str) -> Outcome:

@@ -16,6 +16,7 @@ from .attacking import Progress
 from .bpda import unheeded
 from .cards import SEED, Card, Difference, Figure, cards
 from .console import default_folder
+from .engines.opening import Workers
 from .errors import UsageError
 from .evaluation import evaluate
 from .models import load_model
@@ -129,6 +130,7 @@ class Task:
     limit: int | None
     folder: Path
     fresh: bool
+    workers: Workers | None = None
 
     def run(self, progress: Progress) -> None:
         """Evaluate into the folder, or go on there."""
@@ -144,6 +146,7 @@ class Task:
             witnesses="none",
             out=self.folder,
             fresh=self.fresh,
+            workers=self.workers,
             progress=lambda condition, done, total, broken: progress(f"{self.name}, {condition}", done, total, broken),
         )
 
@@ -155,7 +158,7 @@ def compare(
     eps: Sequence[float | str] | None = None,
     limit: int | None = None,
     full: bool = False,
-    workers: int | None = None,
+    workers: Workers | int | None = None,
     out: str | Path | None = None,
     fresh: bool = False,
     progress: Progress = lambda *_: None,
@@ -168,7 +171,8 @@ def compare(
         eps: radii in linf. None: those of the cards, or else the data's usual one.
         limit: a seeded, stratified subset of this many images. None: 100.
         full: all images.
-        workers: processes, each of which measures a model. None: one per core.
+        workers: processes, each of which measures a model, or `Workers`; those of a Ray cluster measure one model after the other
+            together. None: one process per core.
         out: folder of the runs, one in it per model. None: one under robust-eval-runs that belongs to the request.
         fresh: throw away what earlier calls measured.
 
@@ -176,9 +180,9 @@ def compare(
         UsageError: there is no model for these data, or one that cannot be used.
         InvalidEvaluation: a run broke off.
     """
-    for name, value in (("limit", limit), ("number of workers", workers)):
-        if value is not None and value < 1:
-            raise UsageError(f"the {name} must be 1 or more, got {value}")
+    if limit is not None and limit < 1:
+        raise UsageError(f"the limit must be 1 or more, got {limit}")
+    workers = workers if isinstance(workers, Workers) else Workers(count=workers)
     if full and limit is not None:
         raise UsageError("--full takes all images: leave --limit out")
     images = None if full else limit or LIVE
@@ -189,7 +193,9 @@ def compare(
         Task(name, spec, card, adaptive, data, radii, images, folder / f"{Path(name).name}-{key}", fresh)
         for name, spec, card, adaptive, key in _taking_part(data, models, known)
     ]
-    run_all(tasks, min(workers or os.cpu_count() or 1, len(tasks)), progress)
+    if workers.engine == "ray":
+        tasks, workers = [replace(task, workers=workers) for task in tasks], Workers(count=1)
+    run_all(tasks, replace(workers, count=min(workers.count or os.cpu_count() or 1, len(tasks))), progress)
     lines = sorted((_line(task) for task in tasks), key=_rank, reverse=True)
     longest = max(lines, key=lambda line: len(line.figures))
     undefended = next((line.name for line in lines if line.card is not None and line.card.defense == "none"), None)

@@ -78,6 +78,7 @@ def load_model(
         "interpolation": interpolation,
         "defense": defense,
     }
+    classifier.allow_pickle = allow_pickle
     return classifier.requires_grad_(False)
 
 

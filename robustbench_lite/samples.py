@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Any, Literal
@@ -74,17 +74,20 @@ def drawn(seed: int, what: str, sample_id: str) -> bytes:
 class Samples:
     """The images, by id. `probed` are the ids of the first few that could be read, `shape` is that of every image.
 
-    `known` are the ids of images of which a published set's conditions have recorded, in this session, what they were.
+    `only` are the ids of the images that are to be brought to their end here, None for all. `known` are the ids of images of which a
+    published set's conditions have recorded, in this session, what they were.
     """
 
     images: LabelledImages
     store: Store
     options: Options
+    only: Collection[str] | None = None
 
     def __post_init__(self) -> None:
         ids, options = self.images.ids, self.options
         self.position = {key: i for i, key in enumerate(ids)}
-        self.order = sorted(ids, key=lambda key: drawn(options.shuffle_seed, "order", key))
+        self.every = sorted(ids, key=lambda key: drawn(options.shuffle_seed, "order", key))
+        self.order = self.every if self.only is None else [key for key in self.every if key in self.only]
         self.shape: torch.Size | None = None
         self.probed: list[str] = []
         self.known: set[str] = set()
@@ -94,12 +97,12 @@ class Samples:
     def probe(self) -> Tensor:
         """(B, C, H, W) the first few images that can be read; they must be those that the run began with."""
         found: list[Tensor] = []
-        for key in self.order:
+        for key in self.every:
             try:
                 found.append(self.load(key))
                 self.probed.append(key)
             except DataError:
-                if key == self.order[-1] and not found:
+                if key == self.every[-1] and not found:
                     raise
             if len(found) == 4:
                 break

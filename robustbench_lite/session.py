@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -50,6 +50,8 @@ class Session:
         training: what the model learnt from, for diagnostics.
         learn_from: what attacks that learn do so from; None: half of the images.
         enough: ends conditions early.
+        only: ids of the images that a worker is to bring to their end; what is about all images is then left to the driver.
+        spread: has workers do that, given the session, ids, and doubts or None for all that was planned.
     """
 
     classifier: Classifier
@@ -72,18 +74,15 @@ class Session:
     enough: Enough = lambda *_: False
     about: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    only: Collection[str] | None = None
+    spread: Callable[[Session, Sequence[str], Sequence[Doubt] | None], None] | None = None
 
     def __post_init__(self) -> None:
-        self.samples = Samples(self.images, self.store, self.options)
+        self.samples = Samples(self.images, self.store, self.options, self.only)
         self.from_others: dict[str, Source] = {}
 
     def run(self) -> None:
-        shifted = [shift.condition.name for shift in self.shifts]
-        conditions = [*(["clean"] if self.images.has_clean else []), *shifted, *(job.condition.name for job in self.planned)]
-        complete = self.store.decided(conditions[0])
-        for name in conditions[1:]:
-            complete &= self.store.decided(name) | self.store.left_out(name)
-        todo = [key for key in self.samples.order if key not in complete]
+        todo = self._todo()
         probe = self.samples.probe()
         with ExitStack() as during:
             replaced = [name for model in (self.classifier, *self._others) for name in during.enter_context(straight_through(model))]
@@ -95,11 +94,14 @@ class Session:
             self.judge = Judge(Passes(self.classifier), self.options.votes if random else 0, self.options.seed)
             self.samples.same_answers(self.classifier.name, self.judge, probe)
             answers: dict[str, Answer] = {}
-            unseen = self.store.config.get("observed") is None
+            unseen = self.only is None and self.store.config.get("observed") is None
             unproven = any(len(self.store.proofs(each.condition.name)) < len(self.samples.order) for each in self.certified)
             if todo or self.perturbed or self.doubts or self.settle or unseen or unproven:
                 self._prepare(probe, logits, random)
-            if todo or self.perturbed or unproven:
+            if self.spread is not None and (todo or self.perturbed or self.doubts or unproven):
+                self.spread(self, self.samples.order if self.perturbed or self.doubts or unproven else todo, None)
+                todo = self._todo()
+            if todo or self.perturbed or unproven or self.spread is not None:
                 answers = self._clean(todo) if self.images.has_clean else {}
                 self._shift(todo)
                 for sequence in self.perturbed:
@@ -107,18 +109,32 @@ class Session:
                 for each in self.certified:
                     prove(each, self.classifier, self.samples, self.store, self.batches.size, self.progress)
                 for job in self.planned:
-                    self._attack(job, answers)
-                    self._agreed()
+                    if self.only is None or not (learns(job) or job.searched_as):
+                        self._attack(job, answers)
+                        self._agreed()
             if self.images.has_clean:
                 self._doubt(self.doubts, answers)
                 self._agreed()
                 if unseen:
                     look = self._look(answers, random)
                     self.store.observe(observed(look, doubt=self.doubt) if look.ids else {})
-                if self.settle:
+                if self.settle and self.only is None:
                     target = self.planned[0].target if self.planned else None
-                    self._doubt(settling(self.store.result(), target), answers)
+                    further = settling(self.store.result(), target)
+                    if further and self.spread is not None:
+                        self.store.plan([each.job.condition for each in further])
+                        self.spread(self, self.samples.order, further)
+                    self._doubt(further, answers)
                     self._agreed()
+
+    def _todo(self) -> list[str]:
+        """Ids of the images that lack a verdict, in the order in which they are taken."""
+        shifted = [shift.condition.name for shift in self.shifts]
+        conditions = [*(["clean"] if self.images.has_clean else []), *shifted, *(job.condition.name for job in self.planned)]
+        complete = self.store.decided(conditions[0])
+        for name in conditions[1:]:
+            complete &= self.store.decided(name) | self.store.left_out(name)
+        return [key for key in self.samples.order if key not in complete]
 
     @property
     def _others(self) -> list[Classifier]:

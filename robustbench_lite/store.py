@@ -8,10 +8,9 @@ from __future__ import annotations
 import errno
 import json
 import os
-import shutil
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, astuple
 from pathlib import Path
@@ -23,6 +22,7 @@ import torch
 from . import witnesses
 from .cascade import Course
 from .errors import InvalidEvaluation, RunMismatch, UsageError
+from .holding import clear, has_verdicts, locked, refuse_foreign
 from .matrix import TransferVerdict
 from .plan import Finding
 from .proofs import PROOF_FIELDS, ProofVerdict
@@ -30,11 +30,8 @@ from .records import JSON_FIELDS, SEQUENCE_FIELDS, TRANSFER_FIELDS, proof_verdic
 from .results import VERDICT_FIELDS, Condition, Result, Verdict, Witness
 from .sequences import SequenceVerdict
 
+CONDITION, SAMPLE, BROKEN = (VERDICT_FIELDS.index(name) for name in ("condition", "sample_id", "broken"))
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO}
-OURS = ("run.json", "results.sqlite", "results.sqlite-wal", "results.sqlite-shm", "lock.sqlite", "lock.sqlite-journal", "table.csv",
-        "samples.csv", "cascade.csv", "transfer.csv", "corruptions.csv", "calibration.csv", "sequences.csv", "shape_bias.csv",
-        "report.html", "witnesses", "run.json.partial", "gate.json", "gate-junit.xml", "gate.sarif", "gate.md", "badge.json",
-        "badge.svg", "proofs.csv", "certificates.csv", "scenario.html", "clinical.csv", "clinical.json")  # fmt: skip
 
 SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS verdicts ({", ".join(f'"{name}"' for name in VERDICT_FIELDS)}, PRIMARY KEY (condition, sample_id)) WITHOUT ROWID;
@@ -70,14 +67,15 @@ class Store:
         self._kept: dict[tuple[str, str], Witness] = {}
         self._lock: sqlite3.Connection | None = None
         self._committed = time.monotonic()
+        self.ticked: Callable[[], object] = lambda: None  # told of every commit that was asked for
         if folder is None:
             self._database = sqlite3.connect(":memory:")
             self._database.executescript(SCHEMA)
             return
         with explained(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            _refuse_foreign(folder)  # before anything is written to it or cleared
-            self._lock = _locked(folder)
+            refuse_foreign(folder)  # before anything is written to it or cleared
+            self._lock = locked(folder)
             try:
                 self._open(folder, fresh)
             except BaseException:
@@ -86,7 +84,7 @@ class Store:
 
     def _open(self, folder: Path, fresh: bool) -> None:
         if fresh:
-            _clear(folder)
+            clear(folder)
         self._check_identity(folder)
         self.write_config()  # before there is a database, which would belong to nobody without it
         self._database = sqlite3.connect(folder / "results.sqlite")
@@ -96,7 +94,7 @@ class Store:
 
     def _check_identity(self, folder: Path) -> None:
         if not (folder / "run.json").exists():
-            if _has_verdicts(folder):
+            if has_verdicts(folder):
                 raise RunMismatch(
                     f"{folder} holds verdicts but no run.json that says of what: choose another --out, or --fresh to start over"
                 )
@@ -170,8 +168,22 @@ class Store:
         sql = f"SELECT count(*) FROM verdicts WHERE condition = ? AND {where}"
         return int(self._database.execute(sql, (condition, *values)).fetchone()[0])
 
+    def put(self, table: str, rows: Iterable[Sequence[Any]]) -> None:
+        """Have these rows in a table, in the place of those of the same key; an image with a verdict is on its way no more."""
+        rows = list(rows)
+        if rows:
+            self._database.executemany(f"INSERT OR REPLACE INTO {table} VALUES ({','.join('?' * len(rows[0]))})", rows)
+        if table == "verdicts":
+            keys = [(row[CONDITION], row[SAMPLE]) for row in rows]
+            self._database.executemany("DELETE FROM survivors WHERE condition = ? AND sample_id = ?", keys)
+
+    def of(self, table: str, ids: Sequence[str] | None = None) -> list[tuple[Any, ...]]:
+        """The rows of a table, or of these images in it."""
+        which = "" if ids is None else f" WHERE sample_id IN ({','.join('?' * len(ids))})"
+        return self._database.execute(f"SELECT * FROM {table}{which}", ids or ()).fetchall()
+
     def add_sample(self, position: int, sample_id: str, image_digest: str) -> None:
-        self._database.execute("INSERT OR REPLACE INTO samples VALUES (?, ?, ?)", (position, sample_id, image_digest))
+        self.put("samples", [(position, sample_id, image_digest)])
 
     def sample(self, sample_id: str) -> str | None:
         """SHA-256 of a clean image as this run first saw it."""
@@ -187,23 +199,21 @@ class Store:
     def add(self, verdict: Verdict) -> None:
         known = [(name, getattr(verdict, name)) for name in VERDICT_FIELDS]  # several right classes are a set, kept as a sorted list
         values = [json.dumps(value, default=sorted) if name in JSON_FIELDS else value for name, value in known]
-        self._database.execute(f"INSERT OR REPLACE INTO verdicts VALUES ({','.join('?' * len(values))})", values)
-        self._database.execute("DELETE FROM survivors WHERE condition = ? AND sample_id = ?", (verdict.condition, verdict.sample_id))
+        self.put("verdicts", [values])
 
     def add_transferred(self, verdicts: Iterable[TransferVerdict]) -> None:
-        rows = [tuple(vars(verdict).values()) for verdict in verdicts]
-        self._database.executemany(f"INSERT OR REPLACE INTO transferred VALUES ({','.join('?' * len(TRANSFER_FIELDS))})", rows)
+        self.put("transferred", (tuple(vars(verdict).values()) for verdict in verdicts))
 
     def add_sequence(self, verdict: SequenceVerdict) -> None:
         values = {**vars(verdict), "predictions": json.dumps(verdict.predictions)}
-        self._database.execute(f"INSERT OR REPLACE INTO sequenced VALUES ({','.join('?' * len(values))})", tuple(values.values()))
+        self.put("sequenced", [tuple(values.values())])
 
     def sequenced(self, condition: str) -> set[str]:
         """Sample ids whose frames under a perturbation were asked about."""
         return {row[0] for row in self._database.execute("SELECT sample_id FROM sequenced WHERE condition = ?", (condition,))}
 
     def add_proof(self, verdict: ProofVerdict) -> None:
-        self._database.execute(f"INSERT OR REPLACE INTO proofs VALUES ({','.join('?' * len(PROOF_FIELDS))})", astuple(verdict))
+        self.put("proofs", [astuple(verdict)])
 
     def proofs(self, condition: str) -> dict[str, ProofVerdict]:
         """What a certificate proved so far, by sample id."""
@@ -212,16 +222,16 @@ class Store:
 
     def show(self, condition: str, picture: bytes) -> None:
         """Keep what a report shows of a condition."""
-        self._database.execute("INSERT OR REPLACE INTO shown VALUES (?, ?)", (condition, picture))
+        self.put("shown", [(condition, picture)])
 
     def leave_out(self, condition: str, ids: Iterable[str], reason: str) -> None:
         """Record that a condition is not for these images."""
-        self._database.executemany("INSERT OR REPLACE INTO left_out VALUES (?, ?, ?)", ((condition, key, reason) for key in ids))
+        self.put("left_out", ((condition, key, reason) for key in ids))
 
     def learn(self, key: str, tensors: Mapping[str, Any]) -> None:
         """Keep what an attack has learnt, before it is used."""
         packed = safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
-        self._database.execute("INSERT OR REPLACE INTO learnt VALUES (?, ?)", (key, packed))
+        self.put("learnt", [(key, packed)])
         self.commit(now=True)
 
     def learnt(self, key: str) -> dict[str, Any] | None:
@@ -234,7 +244,7 @@ class Store:
         finding = {name: value for name, value in vars(course.finding).items() if name not in ("image", "logits")}
         text = json.dumps({"finding": finding, "costs": course.costs, "broke": course.broke, "done": course.done})
         logits = course.finding.logits.cpu().float().numpy().tobytes()
-        self._database.execute("INSERT OR REPLACE INTO survivors VALUES (?, ?, ?, ?)", (condition, course.finding.id, text, logits))
+        self.put("survivors", [(condition, course.finding.id, text, logits)])
 
     def survivors(self, condition: str) -> dict[str, Course]:
         """How images stood when an earlier session ended, by sample id."""
@@ -253,8 +263,14 @@ class Store:
         if self.folder is None:
             self._kept[condition, sample_id] = witness
             return witnesses.image_digest(witness.adversarial)
-        path = self.folder / "witnesses" / witnesses.file_name(condition, sample_id)
-        return witnesses.write(path, witness, {"condition": condition, "sample_id": sample_id})
+        return self.keep_packed(condition, sample_id, witnesses.packed(witness, {"condition": condition, "sample_id": sample_id}))
+
+    def keep_packed(self, condition: str, sample_id: str, content: bytes) -> str:
+        """Store a witness that a worker has packed."""
+        name = witnesses.file_name(condition, sample_id)
+        if self.folder is not None:
+            return witnesses.write(self.folder / "witnesses" / name, content)
+        return self.keep(condition, sample_id, witnesses.unpacked(content, name))
 
     def spend(self, condition: str, seconds: float) -> None:
         """Add to the time that a condition has taken over all sessions."""
@@ -263,6 +279,7 @@ class Store:
 
     def commit(self, *, now: bool = False) -> None:
         """Make what was added last; at most once a second unless `now`."""
+        self.ticked()
         if now or time.monotonic() - self._committed >= 1:
             self._database.commit()
             self._committed = time.monotonic()
@@ -356,45 +373,3 @@ def read_image_digests(folder: Path) -> dict[str, str]:
 
 def _read_only(folder: Path) -> sqlite3.Connection:
     return sqlite3.connect(f"{(folder / 'results.sqlite').resolve().as_uri()}?mode=ro", uri=True)
-
-
-def _refuse_foreign(folder: Path) -> None:
-    """Raise RunMismatch where a folder that is no run holds something."""
-    foreign = sorted(p.name for p in folder.iterdir() if p.name not in OURS)
-    if foreign and not (folder / "run.json").exists():
-        raise RunMismatch(f"{folder} holds other files ({', '.join(foreign[:3])}): name an empty or new folder with --out")
-
-
-def _locked(folder: Path) -> sqlite3.Connection:
-    """A lock that dies with its process, on every system that SQLite knows."""
-    lock = sqlite3.connect(folder / "lock.sqlite", timeout=0.1, isolation_level=None)
-    try:
-        lock.execute("BEGIN EXCLUSIVE")
-    except sqlite3.OperationalError as error:
-        lock.close()
-        if "locked" not in str(error):
-            raise
-        raise UsageError(f"another process is writing to {folder}: wait for it, or choose another --out") from error
-    return lock
-
-
-def _clear(folder: Path) -> None:
-    """Remove what a run wrote, and nothing else."""
-    if (folder / "results.sqlite").exists():
-        shutil.rmtree(folder / "witnesses", ignore_errors=True)
-        for name in OURS:
-            if name not in ("witnesses", "lock.sqlite", "lock.sqlite-journal", "run.json"):
-                (folder / name).unlink(missing_ok=True)
-        (folder / "run.json").unlink(missing_ok=True)  # last: results without it would belong to nobody
-
-
-def _has_verdicts(folder: Path) -> bool:
-    if not (folder / "results.sqlite").exists():
-        return False
-    database = sqlite3.connect(folder / "results.sqlite")
-    try:
-        return database.execute("SELECT 1 FROM verdicts LIMIT 1").fetchone() is not None
-    except sqlite3.OperationalError:  # the table was not even made
-        return False
-    finally:
-        database.close()

@@ -25,8 +25,8 @@ def image_digest(image: Tensor) -> str:
     return hashlib.sha256(str(tuple(image.shape)).encode() + image.float().cpu().contiguous().numpy().tobytes()).hexdigest()
 
 
-def write(path: Path, witness: Witness, described: dict[str, Any]) -> str:
-    """Write the file in one go; its SHA-256. A clean image of whole 255ths is stored as bytes, at a quarter of the size."""
+def packed(witness: Witness, described: dict[str, Any]) -> bytes:
+    """What a witness file holds. A clean image of whole 255ths is stored as bytes, at a quarter of the size."""
     from safetensors.torch import save
 
     clean = witness.clean.float().cpu().contiguous()
@@ -34,7 +34,11 @@ def write(path: Path, witness: Witness, described: dict[str, Any]) -> str:
     if torch.equal(levels / 255, clean):
         clean = levels.to(torch.uint8)
     tensors = {"clean": clean, "adversarial": witness.adversarial.float().cpu().contiguous()}
-    content = save(tensors, {key: json.dumps(value) for key, value in described.items()})
+    return save(tensors, {key: json.dumps(value) for key, value in described.items()})
+
+
+def write(path: Path, content: bytes) -> str:
+    """Write a witness file in one go; its SHA-256."""
     path.parent.mkdir(exist_ok=True)
     partial = path.with_suffix(".partial")
     partial.write_bytes(content)
@@ -48,18 +52,27 @@ def read(path: Path, expected: str | None = None) -> Witness:
     Raises:
         ValueError: the file is missing, is not one of ours, or does not have the SHA-256 that its verdict names.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
     try:
         content = path.read_bytes()
     except OSError as error:
         raise ValueError(f"{path.name}: {error.strerror}") from error
     if expected is not None and hashlib.sha256(content).hexdigest() != expected:
         raise ValueError(f"{path.name} was changed after it was written: its SHA-256 is not the one in its verdict")
+    return unpacked(content, path.name)
+
+
+def unpacked(content: bytes, name: str) -> Witness:
+    """The witness in what `packed` made.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
     try:
         tensors = load(content)
         clean, adversarial = tensors["clean"], tensors["adversarial"]
     except (SafetensorError, KeyError) as error:
-        raise ValueError(f"{path.name} is not a witness file") from error
+        raise ValueError(f"{name} is not a witness file") from error
     return Witness(clean.float() / 255 if clean.dtype == torch.uint8 else clean, adversarial)

@@ -135,7 +135,7 @@ def test_fresh_leaves_nothing_of_other_settings(tmp_path: Path, monkeypatch: pyt
     corrupt_folder(source, tmp_path / "expected", ["fog:severity=1-2"], seed=1, workers=1)
     corrupt_folder(source, out, ["fog:severity=1-2"], seed=0, workers=1)
     with monkeypatch.context() as patched:
-        patched.setattr("robustbench_lite.folders._results", lambda *_: iter(()))  # killed before the first picture
+        patched.setattr("robustbench_lite.folders.Lot.corrupt", lambda *_: None)  # killed before the first picture
         corrupt_folder(source, out, ["fog:severity=1"], seed=1, workers=1, fresh=True)
     assert corrupt_folder(source, out, ["fog:severity=1-2"], seed=1, workers=1) == (8, 0)
     assert contents(out) == contents(tmp_path / "expected")

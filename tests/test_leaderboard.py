@@ -17,6 +17,7 @@ from rich.console import Console
 
 from robustbench_lite import leaderboard
 from robustbench_lite.cards import Card, Difference, Figure
+from robustbench_lite.engines.opening import Workers
 from robustbench_lite.errors import InvalidEvaluation, UsageError
 from robustbench_lite.leaderboard import Board, Line, compare
 from robustbench_lite.models import load_model
@@ -245,17 +246,17 @@ def test_the_page_is_one_file_without_script_or_network(board: Board) -> None:
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_tasks_run_and_report_and_name_themselves_where_they_fail(workers: int) -> None:
     told: list[str] = []
-    run_all([Chore("one"), Chore("two")], workers, lambda name, *_: told.append(name))
+    run_all([Chore("one"), Chore("two")], Workers(count=workers), lambda name, *_: told.append(name))
     assert sorted(told) == ["one", "two"]
     with pytest.raises(UsageError, match="two: it cannot be used"):
-        run_all([Chore("two", "refuses")], workers, lambda *_: None)
+        run_all([Chore("two", "refuses")], Workers(count=workers), lambda *_: None)
 
 
 def test_a_process_that_dies_is_an_error_and_no_result() -> None:
     told: list[str] = []
-    with pytest.raises(InvalidEvaluation, match="two: its process died"):
-        run_all([Chore("two", "dies")], 2, lambda name, *_: told.append(name))
-    assert told == ["two"], "it began, and died of what it did"
+    with pytest.raises(InvalidEvaluation, match="two: 4 workers died at it"):
+        run_all([Chore("two", "dies")], Workers(count=2), lambda name, *_: told.append(name))
+    assert told == ["two"] * 4, "it began each time, and died of what it did"
 
 
 # ------------------------------------------------------------------ the command
@@ -269,7 +270,7 @@ Inside = Callable[..., Ran]
         (("--data", "digit"), "did you mean 'digits'"),
         (("--data", "mnist"), "no bundled model is for mnist"),
         (("--limit", "0"), "limit must be 1 or more, got 0"),
-        (("--workers", "0"), "number of workers must be 1 or more, got 0"),
+        (("--workers", "0"), "--workers must be 1 or more, got 0"),
         (("--full", "--limit", "5"), "--full takes all images: leave --limit out"),
         (("--model", "digit_cnn"), "did you mean 'digits_cnn'"),
         (("--model", "digits_cnn", "--model", "digits_cnn"), "two of the models are called digits_cnn"),

@@ -149,7 +149,7 @@ def _one_thread() -> None:
     import torch
 
     from robustbench_lite.engines.local import tune_process
-    from robustbench_lite.workers import end_with_parent
+    from robustbench_lite.engines.processes import end_with_parent
 
     torch.set_num_threads(1)
     tune_process()

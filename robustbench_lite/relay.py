@@ -1,0 +1,112 @@
+"""Verdicts from a worker to the driver: a store in memory whose rows are sent on, and the driver's, which takes them in.
+
+Rows are keyed by condition and image: what is sent twice, by a worker that was slow and by the one that took its place, is there once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any
+
+from . import witnesses
+from .results import Witness
+from .store import BROKEN, CONDITION, SAMPLE, Store
+
+Rows = list[tuple[str, Sequence[Sequence[Any]]]]
+"""Tables and rows of them, in the order in which they were written."""
+
+KEYED = ("samples", "verdicts", "survivors", "transferred", "sequenced", "proofs", "left_out")
+"""Tables that have an image in every row."""
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """What a worker sends: rows, the witnesses that they name (condition, sample id, packed), notes, and what it is doing."""
+
+    doing: str = ""
+    rows: Rows = field(default_factory=list)
+    witnesses: list[tuple[str, str, bytes]] = field(default_factory=list)
+    notes: tuple[str, ...] = ()
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Relay(Store):
+    """A worker's store: in memory, with what the driver knows of its images, and sending on what is new at most once a second.
+
+    Args:
+        config: of the run.
+        known: rows of the driver's store.
+        send: to the driver.
+    """
+
+    def __init__(self, config: dict[str, Any], known: Rows, send: Callable[[Parcel], None]) -> None:
+        super().__init__(None, config)
+        self.rows: Rows = []
+        self.kept: list[tuple[str, str, bytes]] = []
+        self._send, self._doing = send, ""
+        for table, rows in known:
+            super().put(table, rows)
+
+    def put(self, table: str, rows: Iterable[Sequence[Any]]) -> None:
+        rows = [tuple(row) for row in rows]
+        super().put(table, rows)
+        self.rows.append((table, rows))
+
+    def keep(self, condition: str, sample_id: str, witness: Witness) -> str:
+        content = witnesses.packed(witness, {"condition": condition, "sample_id": sample_id})
+        self.kept.append((condition, sample_id, content))
+        self._kept[condition, sample_id] = witness
+        return sha256(content).hexdigest()
+
+    def spend(self, condition: str, seconds: float) -> None:
+        super().spend(condition, seconds)
+        self.rows.append(("seconds", [(condition, seconds)]))
+
+    def tick(self, doing: str, *_: int) -> None:
+        """As a progress: say what is being done with the next parcel."""
+        self._doing = doing
+
+    def commit(self, *, now: bool = False) -> None:
+        due = now or time.monotonic() - self._committed >= 1
+        super().commit(now=now)
+        if due:
+            self.post()
+
+    def post(self, notes: Iterable[str] = (), about: Mapping[str, Any] | None = None) -> None:
+        rows, kept, self.rows, self.kept = self.rows, self.kept, [], []
+        self._send(Parcel(self._doing, rows, kept, tuple(notes), about or {}))
+
+
+def receive(store: Store, parcel: Parcel) -> list[tuple[str, Any]]:
+    """Take in what a worker sent; a verdict that is there already stays as it is.
+
+    Returns:
+        Condition and `broken` of every verdict that is new.
+    """
+    new = []
+    for kept in parcel.witnesses:
+        store.keep_packed(*kept)
+    for table, rows in parcel.rows:
+        if table == "seconds":
+            for condition, seconds in rows:
+                store.spend(condition, seconds)
+        elif table in ("verdicts", "survivors"):
+            condition_at, sample_at = (CONDITION, SAMPLE) if table == "verdicts" else (0, 1)
+            keys = [(row[condition_at], row[sample_at]) for row in rows]
+            done = store.decided_of(sorted({condition for condition, _ in keys}), [sample_id for _, sample_id in keys])
+            left = [row for row, key in zip(rows, keys, strict=True) if key not in done]
+            store.put(table, left)
+            new += [(row[CONDITION], row[BROKEN]) for row in left if table == "verdicts"]
+        else:
+            store.put(table, rows)
+    store.commit()
+    return new
+
+
+def known(store: Store, ids: Sequence[str]) -> Rows:
+    """What a store holds of these images, and what attacks have learnt."""
+    found: Rows = [(table, store.of(table, ids)) for table in KEYED]
+    return [*found, ("learnt", store.of("learnt"))]

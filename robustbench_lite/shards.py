@@ -1,0 +1,168 @@
+"""An evaluation cut into shards: fixed slices of its order, each brought to its end by whichever worker takes it.
+
+A verdict does not depend on who brings it: draws are keyed by image, and every worker prepares the model on the same first images. What is
+about all images stays with the driver: what attacks learn, what the diagnostics look at, what findings plan.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from pickle import dumps, loads
+from typing import TYPE_CHECKING, Any
+
+from .classifier import Classifier
+from .doubting import Doubt
+from .engines.engine import Engine, Job, Send
+from .errors import RunMismatch, UsageError
+from .models import load_model
+from .relay import Parcel, Relay, Rows, known, receive
+from .resolving import Resolved, resolve
+from .spreading import Spread
+
+if TYPE_CHECKING:
+    from .session import Session
+
+MOST, LEAST, TURNS = 256, 16, 4
+"""Images of a shard at most and at least, and in between so many that every worker has this many turns."""
+
+
+@dataclass(frozen=True)
+class Named:
+    """A model that every worker loads by itself, as `load_model` was called."""
+
+    recipe: Mapping[str, Any]
+    allow_pickle: bool
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Some of a run's images. `packed` is what all shards have in common, `batch_size` the driver's."""
+
+    number: int
+    ids: tuple[str, ...]
+    session: Session
+    packed: bytes
+    doubts: Sequence[Doubt] | None
+
+    @property
+    def name(self) -> str:
+        return f"shard {self.number} (images {self.ids[0]} to {self.ids[-1]})"
+
+    @property
+    def size(self) -> int:
+        return len(self.ids)
+
+    def job(self, deaths: int) -> Job:
+        """A worker that died may have lacked memory: the next one halves the batch."""
+        size = max(1, self.session.batches.size >> deaths)
+        return partial(work, self.packed, self.ids, known(self.session.store, self.ids), self.doubts, size)
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """Has workers do what needs no other image.
+
+    Args:
+        asked: what `evaluate` was called with.
+        resolved: the same, resolved here.
+        size: images of a shard. None: by their number.
+        hang_after: seconds without a step after which a run is given up. None: never.
+    """
+
+    engine: Engine
+    asked: Mapping[str, Any]
+    resolved: Resolved
+    size: int | None = None
+    hang_after: float | None = None
+
+    def __call__(self, session: Session, ids: Sequence[str], doubts: Sequence[Doubt] | None = None) -> None:
+        """Bring the verdicts that these images lack; of these doubts, or of everything that was planned."""
+        store, packed = session.store, self._packed()
+        each = self.size or max(LEAST, min(MOST, -(-len(ids) // (TURNS * max(1, self.engine.size)))))
+        slices = [tuple(ids[start : start + each]) for start in range(0, len(ids), each)]
+        result = store.result()
+        done = Counter(v.condition for v in result.verdicts)
+        broken = Counter(v.condition for v in result.verdicts if v.broken is not False)
+
+        def heard(shard: Shard, parcel: Parcel) -> None:
+            new = receive(store, parcel)
+            done.update(name for name, _ in new)
+            broken.update(name for name, fate in new if fate != 0)
+            for name in dict(new):
+                session.progress(name, done[name], len(session.samples.order), broken[name])
+            session.notes.extend(note for note in parcel.notes if note not in session.notes)
+
+        spread = Spread(self.engine, heard, self.hang_after)
+        try:
+            spread.run(Shard(number, part, session, packed, doubts) for number, part in enumerate(slices, 1))
+        finally:
+            session.notes.extend(spread.lost)
+            store.commit(now=True)
+
+    def _packed(self) -> bytes:
+        """What a worker resolves again: models that have a name by their names, data that were read here as they are.
+
+        Raises:
+            UsageError: something cannot be sent to another process.
+        """
+        asked, source = self.asked, self.resolved.source
+        sent = {
+            **asked,
+            "model": _named(asked["model"]),
+            "twin": _named(asked["twin"]),
+            "surrogates": [_named(each) for each in asked["surrogates"]],
+            "data": source if isinstance(source, str) else self.resolved.images,
+            "radii": self.resolved.options.radii,
+        }
+        try:
+            return dumps((sent, self.resolved.config["identity"], os.getcwd()))
+        except Exception as error:  # whatever the user's own class raises
+            raise UsageError(f"the model or the data cannot be sent to workers ({error}): name them, or leave --workers out") from error
+
+
+def _named(model: Any) -> Any:
+    return Named(model.recipe, model.allow_pickle) if isinstance(model, Classifier) and model.recipe is not None else model
+
+
+def _loaded(model: Any) -> Any:
+    return load_model(**model.recipe, allow_pickle=model.allow_pickle) if isinstance(model, Named) else model
+
+
+@lru_cache(maxsize=1)
+def _resolved(packed: bytes) -> Resolved:
+    """What the driver resolved, once per worker.
+
+    Raises:
+        RunMismatch: the model or the data are others here.
+    """
+    sent, identity, cwd = loads(packed)
+    if os.path.isdir(cwd):
+        os.chdir(cwd)  # where relative paths of the data are from
+    sent |= {"model": _loaded(sent["model"]), "twin": _loaded(sent["twin"]), "surrogates": [_loaded(each) for each in sent["surrogates"]]}
+    found = resolve(**sent)
+    differ = [key for key in identity if identity[key] != found.config["identity"].get(key)]
+    if differ:
+        raise RunMismatch(
+            f"a worker on {socket.gethostname()} has another {' and '.join(differ)} than the driver: "
+            "give every machine the same packages, weights and images"
+        )
+    return found
+
+
+def work(packed: bytes, ids: Sequence[str], rows: Rows, doubts: Sequence[Doubt] | None, batch_size: int, send: Send) -> None:
+    """What a worker does with a shard."""
+    send(Parcel())  # it is there, before it loads anything
+    found = _resolved(packed)
+    found = replace(found, options=replace(found.options, batch_size=batch_size))
+    if doubts is not None:
+        found = replace(found, doubted=doubts)
+    store = Relay({**found.config, "conditions": list(found.config["conditions"])}, rows, send)
+    with store, found.ready():
+        session = found.session(store, store.tick, only=frozenset(ids))
+        session.run()
+        store.post(session.batches.notes)

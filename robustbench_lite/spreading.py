@@ -1,0 +1,145 @@
+"""Pieces of work over the workers of an engine: taken up again after a death, issued twice where one is slow, named where one hangs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any, Generic, Protocol, TypeVar
+
+from .engines.engine import Died, Engine, Event, Failed, Job, Said
+from .errors import InvalidEvaluation
+
+WAIT = 0.5
+"""Seconds after which a driver that hears nothing looks around."""
+
+
+class Piece(Protocol):
+    """Some work that does not hang on other pieces. `name` is for people, `size` in images."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def size(self) -> int: ...
+
+    def job(self, deaths: int) -> Job:
+        """What is left of it, after so many workers have died at it."""
+
+
+Work = TypeVar("Work", bound=Piece)
+
+
+@dataclass
+class Attempt(Generic[Work]):
+    piece: Work
+    started: float
+    heard: float
+    doing: str = ""
+
+
+@dataclass
+class Spread(Generic[Work]):
+    """Args:
+    heard: told what a piece's job sent.
+    hang_after: seconds without a word after which a job is given up. None: never.
+    slow: a piece that takes so many times the median is issued a second time, once a worker has nothing else to do.
+    retries: deaths of workers at one piece before the run is given up.
+    """
+
+    engine: Engine
+    heard: Callable[[Work, Any], None]
+    hang_after: float | None = None
+    slow: float = 3.0
+    retries: int = 3
+    clock: Callable[[], float] = time.monotonic
+    deaths: dict[int, int] = field(default_factory=dict)
+    lost: list[str] = field(default_factory=list)
+    """A sentence for every worker that died."""
+
+    def run(self, pieces: Iterable[Work]) -> None:
+        """Do all pieces.
+
+        Raises:
+            UsageError, InvalidEvaluation: what a job raised; or its workers die again and again, or it hangs.
+        """
+        self.waiting = list(pieces)
+        self.running: dict[object, Attempt[Work]] = {}
+        self.took: list[float] = []  # seconds an image, of the pieces that are done
+        try:
+            while self.waiting or self.running:
+                self._start()
+                for handle, event in self.engine.events(WAIT):
+                    if handle in self.running:
+                        self._meet(handle, event)
+                self._look()
+        except BaseException:
+            self._drain()
+            raise
+        finally:
+            for handle in self.running:
+                self.engine.kill(handle)
+
+    def _start(self) -> None:
+        free = self.engine.size - len(self.running)
+        if not self.engine.size and not self.running:
+            raise InvalidEvaluation("no worker is left: the same command goes on where it stopped, once there are some")
+        for piece in [self.waiting.pop(0) for _ in range(min(free, len(self.waiting)))]:
+            self._begin(piece)
+        for piece in self._slow() if free > 0 and not self.waiting else ():
+            self._begin(piece)
+
+    def _begin(self, piece: Work) -> None:
+        now = self.clock()
+        self.running[self.engine.start(piece.job(self.deaths.get(id(piece), 0)))] = Attempt(piece, now, now)
+
+    def _slow(self) -> Sequence[Work]:
+        """The slowest piece that is not under way twice already, where it is far slower than others were."""
+        if not self.took:
+            return ()
+        alone = [a for a in self.running.values() if sum(b.piece is a.piece for b in self.running.values()) == 1]
+        late = [a for a in alone if self.clock() - a.started > self.slow * median(self.took) * a.piece.size + 2 * WAIT]
+        return [min(late, key=lambda a: a.started).piece] if late else ()
+
+    def _meet(self, handle: object, event: Event) -> None:
+        attempt = self.running[handle]
+        piece, attempt.heard = attempt.piece, self.clock()
+        if isinstance(event, Said):
+            attempt.doing = getattr(event.what, "doing", "")
+            self.heard(piece, event.what)
+            return
+        del self.running[handle]
+        if isinstance(event, Failed):
+            raise event.error(piece.name)
+        others = [other for other, each in self.running.items() if each.piece is piece]
+        if isinstance(event, Died):
+            self.lost.append(f"a worker died at {piece.name} ({event.reason})")
+            self.deaths[id(piece)] = self.deaths.get(id(piece), 0) + 1
+            if self.deaths[id(piece)] > self.retries:
+                raise InvalidEvaluation(
+                    f"{piece.name}: {self.deaths[id(piece)]} workers died at it ({event.reason}), perhaps for lack of memory: use fewer "
+                    "--workers or a smaller --batch-size; the same command goes on where it stopped"
+                )
+            if not others:
+                self.waiting.insert(0, piece)
+            return
+        self.took.append((self.clock() - attempt.started) / max(1, piece.size))
+        for other in others:  # the first to end has done it
+            del self.running[other]
+            self.engine.kill(other)
+
+    def _look(self) -> None:
+        for attempt in self.running.values():
+            silent = self.clock() - attempt.heard
+            if self.hang_after is not None and silent > self.hang_after:
+                raise InvalidEvaluation(
+                    f"{attempt.piece.name}{' at ' if attempt.doing else ''}{attempt.doing} has not moved for {silent:.0f} s: the model hangs, or is slower than --hang-after allows; "
+                    "the same command goes on where it stopped"
+                )
+
+    def _drain(self) -> None:
+        """Take what is on its way already, so that an interruption loses nothing that was sent."""
+        for handle, event in self.engine.events(0):
+            if handle in self.running and isinstance(event, Said):
+                self.heard(self.running[handle].piece, event.what)
