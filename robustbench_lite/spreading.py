@@ -133,8 +133,9 @@ class Spread(Generic[Work]):
         for attempt in self.running.values():
             silent = self.clock() - attempt.heard
             if self.hang_after is not None and silent > self.hang_after:
+                where = f"{attempt.piece.name}{' at ' if attempt.doing else ''}{attempt.doing}"
                 raise InvalidEvaluation(
-                    f"{attempt.piece.name}{' at ' if attempt.doing else ''}{attempt.doing} has not moved for {silent:.0f} s: the model hangs, or is slower than --hang-after allows; "
+                    f"{where} has not moved for {silent:.0f} s: the model hangs, or is slower than --hang-after allows; "
                     "the same command goes on where it stopped"
                 )
 
