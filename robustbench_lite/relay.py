@@ -6,7 +6,7 @@ Rows are keyed by condition and image: what is sent twice, by a worker that was 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
@@ -30,7 +30,11 @@ class Parcel:
     rows: Rows = field(default_factory=list)
     witnesses: list[tuple[str, str, bytes]] = field(default_factory=list)
     notes: tuple[str, ...] = ()
-    about: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def moved(self) -> bool:
+        """Whether an image has come to its end."""
+        return any(table == "verdicts" and rows for table, rows in self.rows)
 
 
 class Relay(Store):
@@ -75,9 +79,9 @@ class Relay(Store):
         if due:
             self.post()
 
-    def post(self, notes: Iterable[str] = (), about: Mapping[str, Any] | None = None) -> None:
+    def post(self, notes: Iterable[str] = ()) -> None:
         rows, kept, self.rows, self.kept = self.rows, self.kept, [], []
-        self._send(Parcel(self._doing, rows, kept, tuple(notes), about or {}))
+        self._send(Parcel(self._doing, rows, kept, tuple(notes)))
 
 
 def receive(store: Store, parcel: Parcel) -> list[tuple[str, Any]]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, Generic, Protocol, TypeVar
@@ -37,6 +39,7 @@ class Attempt(Generic[Work]):
     started: float
     heard: float
     doing: str = ""
+    moved: bool = False
 
 
 @dataclass
@@ -45,7 +48,7 @@ class Spread(Generic[Work]):
     heard: told what a piece's job sent.
     hang_after: seconds without a word after which a job is given up. None: never.
     slow: a piece that takes so many times the median is issued a second time, once a worker has nothing else to do.
-    retries: deaths of workers at one piece before the run is given up.
+    retries: deaths of workers at one piece, without anything done in between, before the run is given up.
     """
 
     engine: Engine
@@ -67,13 +70,16 @@ class Spread(Generic[Work]):
         self.waiting = list(pieces)
         self.running: dict[object, Attempt[Work]] = {}
         self.took: list[float] = []  # seconds an image, of the pieces that are done
+        looked = self.clock()
         try:
             while self.waiting or self.running:
                 self._start()
                 for handle, event in self.engine.events(WAIT):
                     if handle in self.running:
                         self._meet(handle, event)
-                self._look()
+                if self.clock() - looked > WAIT:
+                    looked = self.clock()
+                    self._look()
         except BaseException:
             self._drain()
             raise
@@ -87,8 +93,6 @@ class Spread(Generic[Work]):
             raise InvalidEvaluation("no worker is left: the same command goes on where it stopped, once there are some")
         for piece in [self.waiting.pop(0) for _ in range(min(free, len(self.waiting)))]:
             self._begin(piece)
-        for piece in self._slow() if free > 0 and not self.waiting else ():
-            self._begin(piece)
 
     def _begin(self, piece: Work) -> None:
         now = self.clock()
@@ -98,7 +102,8 @@ class Spread(Generic[Work]):
         """The slowest piece that is not under way twice already, where it is far slower than others were."""
         if not self.took:
             return ()
-        alone = [a for a in self.running.values() if sum(b.piece is a.piece for b in self.running.values()) == 1]
+        under_way = Counter(id(a.piece) for a in self.running.values())
+        alone = [a for a in self.running.values() if under_way[id(a.piece)] == 1]
         late = [a for a in alone if self.clock() - a.started > self.slow * median(self.took) * a.piece.size + 2 * WAIT]
         return [min(late, key=lambda a: a.started).piece] if late else ()
 
@@ -106,7 +111,7 @@ class Spread(Generic[Work]):
         attempt = self.running[handle]
         piece, attempt.heard = attempt.piece, self.clock()
         if isinstance(event, Said):
-            attempt.doing = getattr(event.what, "doing", "")
+            attempt.doing, attempt.moved = getattr(event.what, "doing", ""), attempt.moved or getattr(event.what, "moved", False)
             self.heard(piece, event.what)
             return
         del self.running[handle]
@@ -115,7 +120,7 @@ class Spread(Generic[Work]):
         others = [other for other, each in self.running.items() if each.piece is piece]
         if isinstance(event, Died):
             self.lost.append(f"a worker died at {piece.name} ({event.reason})")
-            self.deaths[id(piece)] = self.deaths.get(id(piece), 0) + 1
+            self.deaths[id(piece)] = 1 + (0 if attempt.moved else self.deaths.get(id(piece), 0))
             if self.deaths[id(piece)] > self.retries:
                 raise InvalidEvaluation(
                     f"{piece.name}: {self.deaths[id(piece)]} workers died at it ({event.reason}), perhaps for lack of memory: use fewer "
@@ -130,9 +135,15 @@ class Spread(Generic[Work]):
             self.engine.kill(other)
 
     def _look(self) -> None:
-        for attempt in self.running.values():
+        for piece in self._slow() if self.engine.size > len(self.running) and not self.waiting else ():
+            self._begin(piece)
+        for handle, attempt in list(self.running.items()):
             silent = self.clock() - attempt.heard
             if self.hang_after is not None and silent > self.hang_after:
+                if any(other.piece is attempt.piece and other is not attempt for other in self.running.values()):
+                    del self.running[handle]  # its copy goes on
+                    self.engine.kill(handle)
+                    continue
                 where = f"{attempt.piece.name}{' at ' if attempt.doing else ''}{attempt.doing}"
                 raise InvalidEvaluation(
                     f"{where} has not moved for {silent:.0f} s: the model hangs, or is slower than --hang-after allows; "
@@ -140,7 +151,8 @@ class Spread(Generic[Work]):
                 )
 
     def _drain(self) -> None:
-        """Take what is on its way already, so that an interruption loses nothing that was sent."""
-        for handle, event in self.engine.events(0):
-            if handle in self.running and isinstance(event, Said):
-                self.heard(self.running[handle].piece, event.what)
+        """Take what is on its way already, so that an interruption loses nothing that was sent; the reason for it is the error to show."""
+        with suppress(Exception):
+            for handle, event in self.engine.events(0):
+                if handle in self.running and isinstance(event, Said):
+                    self.heard(self.running[handle].piece, event.what)

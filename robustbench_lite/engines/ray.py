@@ -6,9 +6,11 @@ themselves, so that these must be found on every machine.
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -43,6 +45,7 @@ class Ray:
         if self.ours:
             _connect(ray, address, (workers or os.cpu_count() or 1) * threads)
         self.running: set[ObjectRefGenerator] = set()
+        self.asked, self.there = -math.inf, dict[str, float]()
         environment = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
         self.remote = ray.remote(
             num_cpus=threads,
@@ -58,7 +61,9 @@ class Ray:
 
     @property
     def size(self) -> int:
-        there = self.ray.cluster_resources()
+        if time.monotonic() - self.asked > 1:  # machines come and go
+            self.there, self.asked = self.ray.cluster_resources(), time.monotonic()
+        there = self.there
         fitting = int(there.get("CPU", 0) // self.threads)
         if self.gpus:
             fitting = min(fitting, int(there.get("GPU", 0) / self.gpus))
