@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, fields
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -284,6 +285,12 @@ class Result:
         for v in self.verdicts:
             found.setdefault(v.condition, []).append(v)
         return found
+
+    @property
+    def verdict_digest(self) -> str:
+        """SHA-256 of what was found of every image under every condition, and of nothing that depends on who found it."""
+        said = sorted(repr((v.condition, v.sample_id, v.broken, v.broken_by, v.reason, v.prediction, v.target)) for v in self.verdicts)
+        return sha256("\n".join(said).encode()).hexdigest()
 
     @property
     def table(self) -> pd.DataFrame:

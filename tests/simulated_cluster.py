@@ -40,7 +40,8 @@ def _say(images: list[int], send: Send) -> None:
 
 @dataclass
 class Cluster:
-    """An engine. `lives`: seconds after which a job's worker dies, by job; `pace`: seconds that a worker takes for an image."""
+    """An engine. `lives`: seconds after which a job's worker dies, by job; `pace`: seconds that a worker takes for an image; `start_up`: until a
+    new worker begins."""
 
     size: int
     lives: Callable[[int], float] = lambda _: np.inf
@@ -52,6 +53,7 @@ class Cluster:
     handles: dict[int, tuple[int, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.warm: set[int] = set()
         self.free = list(range(self.size))
         heapq.heapify(self.free)
         self.ahead: list[tuple[float, int, int, Event]] = []  # when, in which order, of which job, what
@@ -66,7 +68,7 @@ class Cluster:
         said: list[Any] = []
         job(said.append)
         pace, ends = self.pace(worker), self.now + self.lives(handle)
-        last = self.now + self.start_up
+        last = self.now + (0.0 if worker in self.warm else self.start_up)
         for number, image in enumerate(said):
             last += pace
             if last < ends:
@@ -88,15 +90,16 @@ class Cluster:
             _, _, handle, event = heapq.heappop(self.ahead)
             if handle in self.handles:
                 if not isinstance(event, Said):
-                    self._over(handle)
+                    self._over(handle, warm=isinstance(event, Ended))
                 yield handle, event
 
     def kill(self, handle: object) -> None:
         if handle in self.handles:
-            self._over(handle)  # type: ignore[arg-type]  # it is one of ours
+            self._over(handle, warm=False)  # type: ignore[arg-type]  # it is one of ours
 
-    def _over(self, handle: int) -> None:
+    def _over(self, handle: int, warm: bool) -> None:
         worker, began = self.handles.pop(handle)
+        (self.warm.add if warm else self.warm.discard)(worker)
         self.spent += self.now - began
         heapq.heappush(self.free, worker)
 
