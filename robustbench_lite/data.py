@@ -27,7 +27,8 @@ __all__ = ["Label", "LabelledImages", "Pictures", "Source", "default_for", "from
 IMAGENET_EPS = {"linf": 4 / 255, "l2": 3.0, "l1": 60.0}
 CIFAR_EPS = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0}
 MNIST_EPS = {"linf": 0.3, "l2": 2.0, "l1": 10.0}
-DIGITS_EPS = {"linf": 0.15, "l2": 1.5}
+DIGITS_EPS = {"linf": 0.15, "l2": 1.5, "l1": 10.0}
+"""In l1 as MNIST, whose radii in l1 and CIFAR's are those of Maini et al. (ICML 2020, https://arxiv.org/abs/1909.04068)."""
 
 DIGITS_TRAIN = 897  # of 1,797
 

@@ -34,7 +34,7 @@ DIGITS = ("--model", "digits_cnn", "--limit", "8", "--out", "run")
         (("--attack", "foolbox:LinfPG"), "did you mean 'LinfPGD'"),
         (("--attack", "foolbox:LinfPGD:stepss=3"), "did you mean 'steps'"),
         (("--attack", "pgd", "--norm", "l3"), '"linf", "l2", "l1", "l0"'),
-        (("--attack", "pgd", "--norm", "l1"), "no usual eps for l1 on digits"),
+        (("--attack", "pgd", "--norm", "l0"), "no usual eps for l0 on digits"),
         (("--attack", "pgd", "--epss", "3"), "Did you mean --eps?"),
         (("--attack", "pgd", "stray"), "stray"),
         (("--attack", "pgd", "--eps", "-1"), "eps must be positive"),
