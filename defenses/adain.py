@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -57,6 +58,18 @@ class Stylised:
     def studio(self) -> "Studio":
         """Nothing but training asks for it: a checkpoint says its defense where neither weights nor paintings are."""
         return Studio(read_encoder(self.encoder), read_decoder(self.decoder), paintings(self.styles))
+
+    @property
+    def taught_by(self) -> str:
+        """Digest of the weights, by their values, and of the paintings, by their names and sizes, as data sets have theirs."""
+        total = sha256()
+        for network in (self.studio.encoder, self.studio.decoder):
+            for name, values in network.state_dict().items():
+                total.update(f"{name} {tuple(values.shape)}\n".encode() + values.cpu().numpy().tobytes())
+        folder = Path(self.styles).expanduser()
+        for painting in self.studio.paintings:
+            total.update(f"{painting.relative_to(folder)}\t{painting.stat().st_size}\n".encode())
+        return total.hexdigest()[:16]
 
     def informed(self, about: About) -> "Stylised":
         """Itself, its networks loaded and on the device.

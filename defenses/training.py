@@ -140,7 +140,7 @@ class Training:
             "init": None if init is None else hashlib.sha256(init.expanduser().read_bytes()).hexdigest()[:16],
             # batch statistics, partners of mixing and dropout are each process's own
             "processes": world.size if world.size > 1 else None,
-            "teacher": self.defenses.taught_by,
+            "files of": self.defenses.taught_by,
             **({"held out": None} if selection is None else selection.identity),
             **asdict(made),
             **{name: value for name, value in asdict(recipe).items() if name != "tricks"},

@@ -155,7 +155,8 @@ class Defense(Protocol):
     """The least that every defense has; which methods it may have besides is said at the top of this file.
 
     `trained_on` names what it does to the training images, as `overlap.overlaps` understands it.
-    A distillation has `taught_by` besides, a digest of its teacher, without which an interrupted training could go on with another one.
+    What learns from files besides, such as those of a teacher, has `taught_by`, a digest of them, without which an interrupted training
+    could go on with others.
     """
 
     kind: ClassVar[Kind]
@@ -194,8 +195,8 @@ class Defenses:
 
     @property
     def taught_by(self) -> str | None:
-        """Digest of the teacher's weights, where there is one: its spec may name another teacher tomorrow."""
-        return next((str(part.taught_by) for part in self.parts if part.kind == "distillation" and hasattr(part, "taught_by")), None)
+        """Digests of what is read besides the data, a teacher's weights or paintings: a spec may name other ones tomorrow."""
+        return " ".join(f"{_name(part)} {part.taught_by}" for part in self._having("taught_by")) or None
 
     @property
     def adversarial(self) -> bool:

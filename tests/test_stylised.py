@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,9 @@ from hypothesis import strategies as some
 from PIL import Image
 from robustbench_lite.defenses.adain import Studio, Stylised, paintings
 from robustbench_lite.defenses.mixing import partnered
+from robustbench_lite.defenses.states import keep_state, kept_state
 from robustbench_lite.defenses.style_statistics import StyleStatistics, with_amplitude, with_moments
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, interpolate, max_pool2d, pad
 from torchvision.models.vgg import cfgs, make_layers
@@ -23,7 +25,7 @@ from training_fixture import digits, made, training
 
 from robustbench_lite.data import load_data
 from robustbench_lite.defending import About, Batch, Defenses
-from robustbench_lite.errors import BadSpec, DataError, ModelError, RobustEvalError, UsageError
+from robustbench_lite.errors import BadSpec, DataError, ModelError, RobustEvalError, RunMismatch, UsageError
 from robustbench_lite.overlap import overlaps
 from robustbench_lite.registry import DEFENSES
 from robustbench_lite.streams import Streams
@@ -284,6 +286,33 @@ def test_a_training_repaints_and_its_checkpoint_needs_neither_weights_nor_painti
     assert elsewhere.trained_on == ("stylise",)
     with pytest.raises(RobustEvalError, match=r"there is no weights file /nowhere/a\.pth"):
         elsewhere.informed(about())
+
+
+def test_a_training_does_not_go_on_with_other_weights_or_paintings(atelier: Path, tmp_path: Path) -> None:
+    folder, state = Path(copytree(atelier, tmp_path / "atelier")), tmp_path / "state"
+    what = made(defense=DEFENSES.spec_of(stylised(folder)))
+    keep_state(state, training(digits(8), what=what, epochs=1).identity, {})
+
+    def identity() -> Any:
+        found = kept_state(state, training(digits(8), what=what, epochs=1).identity)
+        return None if found is None else "the same"
+
+    assert identity() == "the same"
+    (folder / "paintings" / "notes.txt").write_text("still no picture")
+    assert identity() == "the same"
+    decoder = load_file(folder / "decoder.safetensors")
+    encoder = torch.load(folder / "encoder.pth", weights_only=True)
+    changes = [
+        lambda: save_file({name: value * 1.001 for name, value in decoder.items()}, folder / "decoder.safetensors"),
+        lambda: torch.save({name: value * 1.001 for name, value in encoder.items()}, folder / "encoder.pth"),
+        lambda: (folder / "paintings" / "a.png").rename(folder / "paintings" / "z.png"),
+        lambda: (folder / "paintings" / "z.png").write_bytes((folder / "paintings" / "z.png").read_bytes() + b"more"),
+    ]
+    for change in changes:
+        change()
+        with pytest.raises(RunMismatch, match=r"is of a training with files of stylised \w+, not stylised \w+"):
+            identity()
+        keep_state(state, training(digits(8), what=what, epochs=1).identity, {})
 
 
 # --- statistics of pixels

@@ -200,7 +200,7 @@ def test_a_state_of_another_teacher_under_the_same_name_is_refused(tmp_path: Pat
     interrupted(state, what=what)
     training(what=what, state_file=state)
     save(training(seed=1).run(), teacher, made(), {})
-    with pytest.raises(RunMismatch, match="with teacher "):
+    with pytest.raises(RunMismatch, match="with files of distill "):
         training(what=what, state_file=state)
 
 
