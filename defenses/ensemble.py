@@ -78,6 +78,7 @@ class Ensemble:
         members = [classifier, *others]
         ensemble = in_place_of(classifier, ensemble=Members(members, self.mean))
         ensemble.trained_on = tuple(dict.fromkeys(seen for member in members for seen in member.trained_on))
+        ensemble.learnt_from = tuple(dict.fromkeys(spec for member in members for spec in member.learnt_from))
         ensemble.differentiable = all(member.differentiable for member in members)
         return ensemble
 

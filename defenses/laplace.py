@@ -96,9 +96,9 @@ class Laplace:
             ModelError: its last layer is no linear one of features (B, n), or it does not say what it was trained on.
             UsageError: the images have several labels each, or other classes.
         """
-        data = self.data or classifier.learnt_from
-        if data is None:
+        if self.data is None and len(classifier.learnt_from) != 1:
             raise ModelError(f"laplace: {classifier.name} does not say what it was trained on: write laplace:data=SPEC")
+        data = self.data or classifier.learnt_from[0]
         images = fitted_on(data, classifier, "laplace")
         copied = copy.deepcopy(classifier)
         name = _last_linear(copied, torch.stack([image for image, _ in images[:2]]).to(classifier.device))

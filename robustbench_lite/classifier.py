@@ -133,7 +133,7 @@ class Classifier(nn.Module):
         self.classes, self.name, self.data, self.differentiable = classes, name, data, differentiable
         self.trained_on: tuple[str, ...] = ()  # augmentations, for a warning where a test corruption does the same
         self.stated: tuple[float, str] | None = None  # clean accuracy that it was published with, and on which data
-        self.learnt_from: str | None = None  # spec of its training images
+        self.learnt_from: tuple[str, ...] = ()  # specs of its training images; those of all members of an ensemble
         self.recipe: dict[str, Any] | None = None  # what `load_model` was called with, so that a run's model can be had again
         self.allow_pickle = False  # whether it was told to trust the files that it read
         self.register_buffer("mean", None if mean is None else torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1))

@@ -281,7 +281,7 @@ class Defenses:
         for part in self._having("wrap"):
             classifier = part.wrap(classifier)
         classifier.trained_on = tuple(dict.fromkeys([*seen, *classifier.trained_on]))  # other members of an ensemble have seen more
-        classifier.learnt_from = learnt_from
+        classifier.learnt_from = tuple(dict.fromkeys([*learnt_from, *classifier.learnt_from]))
         classifier.name = "+".join([classifier.name, *(DEFENSES.spec_of(part) for part in self.parts)])
         return classifier
 

@@ -140,7 +140,7 @@ def _with_weights(classifier: Classifier, weights: str | Path | None, allow_pick
     if weights is not None:
         load_into(classifier.model, read_state_dict(weights, allow_pickle=allow_pickle), weights, classifier.name, classifier.classes)
         classifier.name = f"{classifier.name}[{Path(weights).name}]"
-        classifier.stated = classifier.learnt_from = None  # of the weights that were replaced
+        classifier.stated, classifier.learnt_from = None, ()  # of the weights that were replaced
     return classifier
 
 

@@ -83,7 +83,7 @@ class Made:
             data=self.data,
         )
         classifier.trained_on = (*FRAMED.get(self.augment, ()), *defenses.trained_on)
-        classifier.learnt_from = self.learnt_from
+        classifier.learnt_from = (self.learnt_from,)
         return classifier
 
     def written(self) -> dict[str, str]:

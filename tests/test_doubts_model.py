@@ -336,10 +336,10 @@ def test_what_a_model_is_said_to_have_goes_with_its_weights(tmp_path: Path) -> N
     from safetensors.torch import save_file
 
     plain = load_model("digits_standard")
-    assert plain.learnt_from == "digits:split=train"
+    assert plain.learnt_from == ("digits:split=train",)
     save_file(plain.model.state_dict(), str(tmp_path / "mine.safetensors"))
     mine = load_model("digits_standard", weights=tmp_path / "mine.safetensors")
-    assert (mine.stated, mine.learnt_from) == (None, None)
+    assert (mine.stated, mine.learnt_from) == (None, ())
     assert load_model("digits_standard", defense="kwta:gamma=0.2").stated is None
 
 

@@ -62,7 +62,7 @@ def test_all_that_is_known_stays_every_setting_has_a_digest_and_gradients_reach_
     digests = {small().digest}
     for defense in WRAPPED[name]:
         inner = small()
-        inner.learnt_from = "digits:train"
+        inner.learnt_from = ("digits:train",)
         wrapped = defense.wrap(inner)
         for kept in ("preprocess", "classes", "name", "data", "differentiable", "trained_on", "learnt_from"):
             assert getattr(wrapped, kept) == getattr(inner, kept)
@@ -224,7 +224,9 @@ def test_an_ensemble_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     ours = {"one": small(5, 1), "two:a=1,b=2": small(5, 2), "ten": small(10, 1)}
     monkeypatch.setattr("robustbench_lite.defenses.ensemble.load_model", ours.__getitem__)
     x, first = pictures(), small(5, 0)
+    first.learnt_from, ours["one"].learnt_from, ours["two:a=1,b=2"].learnt_from = ("here",), ("there", "here"), ()
     found = Ensemble("one,two:a=1,b=2").wrap(first)
+    assert found.learnt_from == ("here", "there")
     torch.testing.assert_close(found(x), Members([first, *list(ours.values())[:2]], "probabilities")(x))
     assert found.trained_on == ("augmix", "rotate")
     digests = [first.digest, found.digest, *(Ensemble(n, mean="logits").wrap(first).digest for n in ("one", "two:a=1,b=2"))]
@@ -237,6 +239,29 @@ def test_an_ensemble_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
         Ensemble("one").wrap(first)
     ours["two:a=1,b=2"].differentiable = False
     assert not Ensemble("two:a=1,b=2").wrap(first).differentiable
+
+
+def test_what_any_member_was_trained_on_is_warned_of() -> None:
+    members = load_model("digits_standard", defense="ensemble:models=digits_augmix")
+    assert "augmix" in members.trained_on
+    assert members.learnt_from == ("digits:split=train",)
+    (note,) = [
+        note
+        for note in rb.evaluate(members, (), "digits", corruptions="contrast:severity=1", limit=4).config["notes"]
+        if "trained on augmix" in note
+    ]
+    alone = rb.evaluate(load_model("digits_standard"), (), "digits", corruptions="contrast:severity=1", limit=4)
+    assert not any("trained on" in other for other in alone.config["notes"])
+    assert note in rb.evaluate("digits_augmix", (), "digits", corruptions="contrast:severity=1", limit=4).config["notes"]
+
+
+def test_copies_of_what_any_member_learnt_from_are_found() -> None:
+    """The first member learnt from other images, the second from those that it is tested on."""
+    members = load_model("digits_standard", defense="ensemble:models=digits_augmix")
+    for specs, copies in (("digits:split=train",), False), (("digits:split=train", "digits"), True), (("npz:/nowhere.npz", "digits"), True):
+        members.learnt_from = specs
+        result = rb.evaluate(members, "noise:queries=1", "digits", eps=0.01, limit=5, doubt=True)
+        assert any("5 of 5 images (100.0%) are near-duplicates" in reason for reason in result.trust["clean"].reasons) == copies
 
 
 # --- under attack
@@ -312,6 +337,22 @@ def test_a_randomised_model_is_attacked_on_means_and_judged_by_votes(tmp_path: P
     )
     assert any("is randomised: verdicts by 5 votes" in note and "the mean of 20 answers" in note for note in result.config["notes"])
     assert rb.verify(tmp_path / "run").holding == standing(result, "clean") - standing(result, "pgd:steps=5[linf,0.1]")
+
+
+def test_at_a_low_temperature_cross_entropy_is_not_believed_and_another_loss_breaks_what_it_left() -> None:
+    """The softmax is saturated: in float32 the gradient of the cross-entropy is zero, and pgd leaves every image."""
+    model, row = load_model("digits_standard", defense="temperature:t=0.01"), "pgd:steps=10[linf,0.1]"
+    alone = rb.evaluate(model, "pgd:steps=10", "digits", eps=0.1, limit=20)
+    assert standing(alone, row) == standing(alone, "clean") == 20
+    for name in (row, "worst[linf,0.1]"):
+        assert alone.trust[name].level == "doubtful"
+        assert {finding.check for finding in alone.trust[name].findings} >= {"gradients", "outputs"}
+        assert any("every gradient was exactly zero for 20" in reason for reason in alone.trust[name].reasons)
+
+    both = rb.evaluate(model, ["pgd:steps=10", "pgd:steps=10,loss=margin"], "digits", eps=0.1, limit=20)
+    assert standing(both, "pgd:steps=10,loss=margin[linf,0.1]") <= 4
+    assert both.trust[row].level == "refuted"
+    assert both.trust[row].at_most <= 0.2
 
 
 def test_no_temperature_changes_a_verdict_under_a_loss_that_knows_no_scale(tmp_path: Path) -> None:

@@ -47,12 +47,18 @@ class SeenInTraining:
     dear: ClassVar[bool] = True
 
     def observe(self, look: Look) -> Mapping[str, Any]:
-        training = look.training if look.training is not None else _own(look.model)
-        if training is None:
+        training = [look.training] if look.training is not None else list(_own(look.model))
+        if not training:
             return {}
         ids = [v.sample_id for v in look.result.of("clean") if v.broken is not None]
-        found, unread = near_duplicates(look, ids, training)
-        return {"ids": found, "n": len(ids), "training": len(training), "unread": unread}
+        each = [near_duplicates(look, ids, images) for images in training]
+        found = {key for like, _ in each for key in like}
+        return {
+            "ids": [key for key in ids if key in found],
+            "n": len(ids),
+            "training": sum(map(len, training)),
+            "unread": sum(unread for _, unread in each),
+        }
 
     def findings(self, evidence: Evidence) -> Iterator[Finding]:
         seen = evidence.observed("seen-in-training")
@@ -117,13 +123,11 @@ def _read(training: LabelledImages, places: Sequence[int]) -> tuple[Tensor | Non
     return (torch.stack(read) if read else None), len(places) - len(read)
 
 
-def _own(model: Any) -> LabelledImages | None:
-    """What the model says that it learnt from, where that can be read here."""
+def _own(model: Any) -> Iterator[LabelledImages]:
+    """What the model, or any member of it, says that it learnt from, as far as that can be read here."""
     from robustbench_lite.data import load_data
     from robustbench_lite.errors import RobustEvalError
 
-    spec = getattr(model, "learnt_from", None)
-    try:
-        return None if spec is None else load_data(spec, preprocess=model.preprocess)
-    except RobustEvalError:  # a checkpoint from elsewhere: its data are not on this machine
-        return None
+    for spec in getattr(model, "learnt_from", ()):
+        with suppress(RobustEvalError):  # a checkpoint from elsewhere: its data are not on this machine
+            yield load_data(spec, preprocess=model.preprocess)
