@@ -22,7 +22,7 @@ class BPDA(Stage):
     """Climb gradients that pass a network's jagged layers by stand-ins of theirs, while every image is judged by the network itself.
 
     The adaptive attack on k-WTA; as dear as pgd:steps=100. No use on a model whose layers offer no stand-ins. Combines with other
-    stages, as in bpda+mi.
+    stages, as in bpda+mi. Stand-ins that layers declare (JPEG, rounding) every attack takes, and this one under --no-stand-ins too.
 
     Args:
         steps: gradient steps.

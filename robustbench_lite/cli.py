@@ -99,6 +99,9 @@ def evaluate(
     settle: Annotated[bool, opt(TRUST, "Doubt, and start the attacks that would settle what is found.", negative="")] = False,
     strict: Annotated[bool, opt(TRUST, "End with exit code 1 unless every worst-case row is sound.", negative="")] = False,
     twin: Annotated[str | None, opt(TRUST, "With --doubt: a plainly trained model whose adversarial images are tried too.")] = None,
+    stand_ins: Annotated[
+        bool, opt(TRUST, "Follow the stand-ins that layers declare for their gradients; without them, figures flatter and are doubted.")
+    ] = True,
     training_data: Annotated[str | None, opt(TRUST, "With --doubt: what the model was trained on, to find test images among it.")] = None,
     stated_accuracy: Annotated[float | None, opt(TRUST, "The clean accuracy that the model is said to have, in [0, 1].")] = None,
     fit_data: Annotated[str | None, opt(ATTACK, "What a universal attack learns from. Default: half of the images.")] = None,
@@ -167,6 +170,7 @@ def evaluate(
     asked += [fit_data] if fit_data else []
     asked += [patience, radii] if patience or radii else []
     asked += [settle, twin, training_data] if doubt or settle else []
+    asked += [] if stand_ins else ["no stand-ins"]
     done = "+".join(spec.split(":")[0] for spec in [*(corruption or ()), *(attack or ()), *(certify or ())]) or "clean"
     folder = out or default_folder(asked, f"{Path(model).name.split(':')[0]}-{done}")
     with bars() as progress:
@@ -198,6 +202,7 @@ def evaluate(
             doubt=doubt,
             settle=settle,
             twin=twin,
+            stand_ins=stand_ins,
             training_data=training_data,
             stated_accuracy=stated_accuracy,
             fit_data=fit_data,

@@ -128,6 +128,12 @@ class Evidence:
         found: Mapping[str, Any] = (self.result.config.get("observed") or {}).get(check) or {}
         return found
 
+    @property
+    def hidden(self) -> str | None:
+        """The layers whose stand-ins attacks had to do without; None where they had them."""
+        layers: str | None = self.result.config.get("identity", {}).get("no_stand_ins")
+        return layers
+
     @cached_property
     def attacks(self) -> Sequence[Condition]:
         """The attacks that were asked for."""

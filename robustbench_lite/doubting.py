@@ -25,15 +25,19 @@ class Doubt:
         return [v.sample_id for v in result.of(self.over[0]) if all(v.sample_id in each for each in stood)]
 
 
-def doubts(asked: Sequence[Job], target: Target | None, twin: str | None) -> list[Doubt]:
-    """What `--doubt` tries besides the attacks that were asked for, on what these left in each ball; that of the largest eps first."""
+def doubts(asked: Sequence[Job], target: Target | None, twin: str | None, *, by_stand_ins: bool = False) -> list[Doubt]:
+    """What `--doubt` tries besides the attacks that were asked for, on what these left in each ball; that of the largest eps first.
+
+    Args:
+        by_stand_ins: try stand-ins for gradients too, since the attacks that were asked for do without them.
+    """
     balls: dict[tuple[str, float], list[Condition]] = {}
     for condition in sorted((each.condition for each in asked), key=lambda c: -(c.eps or 0)):
         balls.setdefault((str(condition.norm), float(condition.eps or 0)), []).append(condition)
     planned: list[Doubt] = []
     for (norm, eps), conditions in balls.items():
         over = tuple(c.name for c in conditions)
-        planned += _planned(counters(conditions), norm, eps, over, target)
+        planned += _planned([*counters(conditions), *([Counter("bpda")] if by_stand_ins else [])], norm, eps, over, target)
         if twin is not None:
             planned += _planned([Counter("pgd:loss=margin")], norm, eps, over, target, twin)
     taken = {each.condition.name for each in asked}

@@ -52,6 +52,7 @@ def evaluate(
     doubt: bool = False,
     settle: bool = False,
     twin: str | nn.Module | None = None,
+    stand_ins: bool = True,
     training_data: str | LabelledImages | None = None,
     stated_accuracy: float | None = None,
     fit_data: str | LabelledImages | None = None,
@@ -108,6 +109,8 @@ def evaluate(
         doubt: try further attacks on the images that those asked for left, to see how far the figures can be believed (`result.trust`).
         settle: doubt, and let every finding start the attacks that would settle it.
         twin: a plainly trained model for the same classes, whose adversarial images are tried in doubt.
+        stand_ins: False takes the gradients of layers that declare a stand-in as they are, mostly zero, to show what that hides; figures
+            are then too high, and doubted.
         training_data: spec of what the model was trained on, to be warned, in doubt, where test images are among them. None: what a
             checkpoint says.
         stated_accuracy: the clean accuracy that the model is said to have, in [0, 1]; another one hints at wrong preprocessing. None: what

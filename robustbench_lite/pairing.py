@@ -22,6 +22,7 @@ SAID = {
     "votes": "votes on a random model",
     "storage_jpeg": "quality of JPEG files",
     "surrogates": "surrogates",
+    "no_stand_ins": "list of layers kept without their stand-ins",
     "version": "version of robustbench-lite",
 }
 """What `identity` holds besides the model, the data and the conditions, in words."""

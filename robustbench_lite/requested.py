@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 
 from torch import nn
 
+from .bpda import declaring
 from .classifier import Classifier, Preprocess
 from .data import load_data
 from .errors import UsageError
@@ -46,6 +47,20 @@ def surrogates_of(models: Sequence[str | nn.Module], classifier: Classifier, que
             )
         names.append(surrogate.name)
     return made
+
+
+def hidden_in(classifier: Classifier, surrogates: Sequence[Classifier]) -> str:
+    """The layers whose gradients are taken as they are, where stand-ins are not to be used.
+
+    Raises:
+        UsageError: there is none, or gradients are of surrogates.
+    """
+    if surrogates:
+        raise UsageError("a transfer attack follows the gradients of surrogates: leave --surrogate or --no-stand-ins out")
+    layers = declaring(classifier)
+    if not layers:
+        raise UsageError(f"no layer of {classifier.name} declares a stand-in for its gradient: leave --no-stand-ins out")
+    return ", ".join(layers)
 
 
 def wide_images(source: Any, preprocess: Preprocess, limit: int | None, seed: int) -> LabelledImages | None:

@@ -32,6 +32,7 @@ from .requested import (
     check_numbers,
     check_words,
     classifier_of,
+    hidden_in,
     images_of,
     now,
     surrogates_of,
@@ -53,6 +54,7 @@ class Resolved:
 
     Args:
         source: the data as they were asked for, with the model's own where nothing was said.
+        hidden: stand-ins are left out.
         config: what `run.json` is to hold.
     """
 
@@ -71,6 +73,7 @@ class Resolved:
     settle: bool
     training: LabelledImages | None
     learn_from: LabelledImages | None
+    hidden: bool
     options: Options
     config: dict[str, Any]
 
@@ -110,6 +113,7 @@ class Resolved:
             certified=self.proofs,
             training=self.training,
             learn_from=self.learn_from,
+            hidden=self.hidden,
             enough=enough or (lambda *_: False),
             only=only,
         )
@@ -144,6 +148,7 @@ def resolve(
     doubt: bool,
     settle: bool,
     twin: str | nn.Module | None,
+    stand_ins: bool,
     training_data: str | LabelledImages | None,
     stated_accuracy: float | None,
     fit_data: str | LabelledImages | None,
@@ -186,6 +191,7 @@ def resolve(
     if stated_accuracy is not None and not 0 <= stated_accuracy <= 1:
         raise UsageError(f"the stated accuracy is a share in [0, 1], got {stated_accuracy:g}: 76 % is 0.76")
     twins = surrogates_of([twin], classifier, None) if twin is not None else []
+    hidden = None if stand_ins else hidden_in(classifier, others)
     source = default_for(classifier) if data is None else data
     images = images_of(source, classifier.preprocess, limit, seed)
     training = None if training_data is None else images_of(training_data, classifier.preprocess, None, seed)
@@ -239,7 +245,7 @@ def resolve(
         offered = len(learn_from)
         learn_from = without_judged(learn_from, images)
         shared = offered - len(learn_from)
-    doubted = doubts(planned, aim, twins[0].name if twins else None) if doubt else []
+    doubted = doubts(planned, aim, twins[0].name if twins else None, by_stand_ins=hidden is not None) if doubt else []
     where = local.pick_device(device)
     bf16 = precision == "bf16" and local.bfloat16_here(where)
     options = Options(
@@ -289,6 +295,7 @@ def resolve(
         "outputs": keep_outputs,
         "patience": patience,
         "radii": None if own_radii is None else digest_of(own_radii),
+        "no_stand_ins": hidden,
     }
     config: dict[str, Any] = {
         "identity": identity,
@@ -328,6 +335,7 @@ def resolve(
             *([] if bf16 or precision == "fp32" else ["this processor does not compute in bfloat16: searched in float32"]),
             *([f"{shared} images to learn from are judged on as well: nothing was learnt from them"] if shared else []),
             *remarks(about_corruptions),
+            *([f"gradients of {hidden} were taken as they are, which flatters: leave --no-stand-ins out"] if hidden else []),
             *unheeded(classifier, [str(job.condition.attack) for job in planned]),
             *overlaps(
                 list(dict.fromkeys([*trained_on, *classifier.trained_on])),
@@ -353,6 +361,7 @@ def resolve(
         settle,
         training,
         learn_from,
+        hidden is not None,
         options,
         config,
     )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .attacking import Attacking, Batches, Enough, Progress, hooks_of
-from .bpda import straight_through
+from .bpda import as_they_are, straight_through
 from .checks import first_answer, has_gradients, need_gradients
 from .classifier import Classifier, Logits
 from .conditions import LEAST_LIKELY, Job, criterion, offered
@@ -49,6 +49,7 @@ class Session:
         certified: certificates, which prove before anything is attacked.
         training: what the model learnt from, for diagnostics.
         learn_from: what attacks that learn do so from; None: half of the images.
+        hidden: attacks follow the model's gradients without the stand-ins that its layers declare.
         enough: ends conditions early.
         only: ids of the images that a worker is to bring to their end; what is about all images is then left to the driver.
         spread: has workers do that, given the session, ids, and doubts or None for all that was planned.
@@ -71,6 +72,7 @@ class Session:
     certified: Sequence[Certified] = ()
     training: LabelledImages | None = None
     learn_from: LabelledImages | None = None
+    hidden: bool = False
     enough: Enough = lambda *_: False
     about: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -85,7 +87,10 @@ class Session:
         todo = self._todo()
         probe = self.samples.probe()
         with ExitStack() as during:
-            replaced = [name for model in (self.classifier, *self._others) for name in during.enter_context(straight_through(model))]
+            if self.hidden:
+                during.enter_context(as_they_are(self.classifier))
+            helped = self._others if self.hidden else [self.classifier, *self._others]
+            replaced = [name for model in helped for name in during.enter_context(straight_through(model))]
             during.enter_context(seeded(self.options.seed, "first answer"))
             logits, random = self._first_answers(probe)
             self.samples.outputs = logits.shape[1]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Set
 
 from .diagnostics import Counter, Evidence
 from .errors import RobustEvalError
-from .registry import ATTACKS
+from .registry import ATTACKS, split
 from .results import Condition
 
 LUCK = 0.02
@@ -62,6 +62,11 @@ def exhausted(evidence: Evidence, condition: Condition) -> Set[str]:
         return set()
     whole = attack.steps if getattr(attack, "exhausts", False) else math.inf
     return {v.sample_id for v in evidence.verdicts(condition) if v.steps >= whole}
+
+
+def by_stand_ins(condition: Condition) -> bool:
+    """Whether an attack follows stand-ins for gradients."""
+    return any(part.partition(":")[0] == "bpda" for part in split(str(condition.attack)))
 
 
 def base(condition: Condition) -> str:

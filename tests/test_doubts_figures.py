@@ -202,8 +202,10 @@ def test_layers_that_offer_stand_ins_want_an_attack_that_takes_them() -> None:
     observed = {"observed": {"stand-ins": {"layers": ["WinnersTakeAll"]}}}
     (finding,) = found("stand-ins", simple("pgd", first(40)), config=observed)
     assert finding.settle == (Counter("bpda"),)
-    adaptive = attack("pgd:steps=100", kind="doubt", doors={"": "stand-ins"})
-    assert not found("stand-ins", simple("pgd", first(40)), (adaptive, row(adaptive, set(), left(first(40)))), config=observed)
+    for spec, doubted in (("bpda:steps=100", False), ("bpda+mi", False), ("mi", True)):  # mi has hooks too, but not these
+        other = replace(attack("pgd", kind="doubt", doors={"": "stand-ins"}), attack=spec, name=f"{spec}[linf,0.1]")
+        found_beside = found("stand-ins", simple("pgd", first(40)), (other, row(other, set(), left(first(40)))), config=observed)
+        assert bool(found_beside) == doubted
     assert not found("stand-ins", simple("pgd", first(40)))
 
 

@@ -32,13 +32,15 @@ class Operations:
     def observe(self, look: Look) -> Mapping[str, Any]:
         import torch
 
+        from robustbench_lite.bpda import declaring
+
         x = look.batch(look.ids[:1])[0].requires_grad_()
         with torch.enable_grad(), _watch() as whole:
             logits = look.model(x)
         seen = {
             "steps": dict(Tally(match[1].lower() for name in _nodes(logits) if (match := STEPS.fullmatch(name)))),
             "whole": dict(whole),
-            "declared": sorted({type(module).__name__ for module in look.model.modules() if hasattr(module, "surrogate_backward")}),
+            "declared": declaring(look.model),
         }
         return seen if any(seen.values()) else {}
 
@@ -48,7 +50,7 @@ class Operations:
             if seen["steps"]:
                 yield from _blocked(evidence, norm, eps, seen["steps"])
             rows = evidence.rows(norm, eps)
-            if seen["declared"]:
+            if seen["declared"] and not evidence.hidden:
                 text = f"gradients pass {', '.join(seen['declared'])} by the stand-in that it declares"
                 yield Finding("operations", "notes", rows, text, "the attacks are adaptive in this respect")
             if seen["whole"]:

@@ -13,7 +13,7 @@ from ..errors import RunMismatch, UsageError
 from ..results import Condition, Result
 
 FORMAT = 1
-TERMS = ("seed", "goal", "query_budget", "eot", "votes", "storage_jpeg", "surrogates", "precision")
+TERMS = ("seed", "goal", "query_budget", "eot", "votes", "storage_jpeg", "surrogates", "precision", "no_stand_ins")
 """What of a run's identity must be equal, besides the data and the condition, for verdicts to be comparable."""
 
 

@@ -210,7 +210,7 @@ def _compare(
 def _terms(settings: Settings, conditions: Sequence[Condition]) -> dict[str, Any]:
     """What a gate's run has of `TERMS`: the seed, its attacks' goals, and else what `evaluate` does by itself."""
     usual = {name: each.default for name, each in signature(evaluate).parameters.items() if name in TERMS}
-    return {**usual, "surrogates": list(usual["surrogates"]), "seed": settings.seed, "goal": goals_of(conditions)}
+    return {**usual, "surrogates": list(usual["surrogates"]), "seed": settings.seed, "goal": goals_of(conditions), "no_stand_ins": None}
 
 
 def _cut_short(result: Result, images: int) -> Iterator[str]:
