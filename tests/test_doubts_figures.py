@@ -209,6 +209,20 @@ def test_layers_that_offer_stand_ins_want_an_attack_that_takes_them() -> None:
     assert not found("stand-ins", simple("pgd", first(40)))
 
 
+def test_gradients_kept_from_their_stand_ins_are_doubted_until_these_were_tried_on_all_that_is_left() -> None:
+    hidden = {"identity": {"no_stand_ins": "Rounding"}}
+    asked, stood = simple("pgd", first(40)), sorted(left(first(40)))
+    adaptive = replace(attack("pgd", kind="doubt", doors={"": "stand-ins"}), attack="bpda", name="bpda[linf,0.1]")
+    rows = [("pgd[linf,0.1]", "worst[linf,0.1]"), ("pgd[linf,0.1]", "worst[linf,0.1]"), ("pgd[linf,0.1]",)]
+    for more, expected in zip(
+        ((), ((adaptive, row(adaptive, set(), stood[:-1])),), ((adaptive, row(adaptive, set(), stood)),)), rows, strict=True
+    ):
+        (finding,) = found("stand-ins", asked, *more, config=hidden)
+        assert (finding.weight, finding.conditions, finding.settle) == ("doubts", expected, (Counter("bpda"),))
+        assert finding.seen == "gradients of Rounding were taken as they are: leave --no-stand-ins out"
+    assert not found("stand-ins", simple("noise", first(40)), config=hidden)
+
+
 # --- too few, not all -------------------------------------------------------------------------------------------------------
 
 

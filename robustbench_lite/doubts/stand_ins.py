@@ -9,7 +9,7 @@ from robustbench_lite.registry import diagnostic
 from robustbench_lite.telling import by_stand_ins, doubted
 
 MISLED = ("white box", "stand-ins", "whole model")
-"""Doors through which gradients are seen; those seen through the second are changed in ways of many kinds, most of which stop here too."""
+"""Doors through which gradients are seen; those seen through the second are changed in many ways, most of which stop at such layers too."""
 
 
 @diagnostic("stand-ins")
@@ -42,12 +42,14 @@ class StandIns:
 
 
 def _hidden(evidence: Evidence, layers: str) -> Iterator[Finding]:
-    """About the rows that followed gradients where stand-ins were left out; about the worst case until something has taken them."""
+    """About rows that followed gradients without stand-ins; about the worst case until something took these on all that is left."""
     for (norm, eps), asked in evidence.balls.items():
         misled = [row for row in asked if not by_stand_ins(row) and any(door in MISLED for door in evidence.doors(row))]
         worst = evidence.worst(norm, eps)
-        if worst is not None and misled and not any(map(by_stand_ins, evidence.tried(worst))):
-            misled.append(worst)
+        if worst is not None and misled:
+            left = evidence.standing(worst)
+            if not any(by_stand_ins(c) and left <= evidence.standing(c) for c in evidence.tried(worst)):
+                misled.append(worst)
         names = tuple(row.name for row in misled if evidence.standing(row))
         if names:
             yield Finding(
