@@ -40,8 +40,11 @@ def _say(images: list[int], send: Send) -> None:
 
 @dataclass
 class Cluster:
-    """An engine. `lives`: seconds after which a job's worker dies, by job; `pace`: seconds that a worker takes for an image; `start_up`: until a
-    new worker begins."""
+    """An engine.
+
+    `lives`: seconds after which a job's worker dies, by job; `pace`: seconds that a worker takes for an image; `start_up`: those until a
+    new worker begins.
+    """
 
     size: int
     lives: Callable[[int], float] = lambda _: np.inf

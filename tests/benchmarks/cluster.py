@@ -55,9 +55,7 @@ def hours(workers: int, seconds: float, deaths: float, seed: int = 0) -> tuple[f
 
 if __name__ == "__main__":
     speed = float(sys.argv[1]) if len(sys.argv) > 1 else 2500.0
-    print(
-        "| model | forwards an image | accelerators | hours | no less than | with a death per worker every ten hours |\n|---|---|---|---|---|---|"
-    )
+    print("| model | forwards an image | accelerators | hours | no less than | with deaths |\n|---|---|---|---|---|---|")
     for name, (right, stands) in MODELS.items():
         cost = 1 + stands * STANDS + (right - stands) * FALLS
         for workers in (1, 8, 64, 1000):
