@@ -19,7 +19,7 @@ import torch
 from .certifying import Certificate
 from .conditions import sizes_of
 from .engines import local
-from .errors import DataError, InvalidEvaluation, UsageError
+from .errors import DataError, UsageError
 from .registry import CERTIFICATES
 from .results import Condition, Verdict, eps_text, reach
 from .stats import wilson
@@ -309,10 +309,11 @@ class Known:
 
     def contradicted(self, conditions: Iterable[Condition], verdicts: Iterable[Verdict]) -> str | None:
         """A proof and a witness that cannot both be right, in words."""
-        about = {c.name: c for c in conditions if c.kind in ("attack", "doubt", "worst")}
+        about = {c.name: c for c in conditions if c.kind in ("clean", "attack", "doubt", "worst")}
         for v in verdicts:
             c = about.get(v.condition)
-            found = None if c is None else self.by_norm.get(str(c.norm), {}).get(v.sample_id)
+            norms = [] if c is None else [str(c.norm)] if c.norm else list(self.by_norm)  # a clean image lies in every ball
+            found = next((self.by_norm[norm][v.sample_id] for norm in norms if v.sample_id in self.by_norm.get(norm, {})), None)
             if c is None or found is None or v.prediction == v.label:
                 continue
             # the ball that was proven goes as far as attacks may; and what a row counts as broken was in its ball
@@ -327,13 +328,3 @@ class Known:
 
 def _holds(found: tuple[float, Any] | None, size: float) -> bool:
     return found is not None and found[0] >= size * (1 - ROUNDED)
-
-
-def refuse_contradiction(known: Known, conditions: Iterable[Condition], verdicts: Iterable[Verdict]) -> None:
-    """
-    Raises:
-        InvalidEvaluation: a witness contradicts a proof of the same model in the same norm.
-    """
-    contradiction = known.contradicted(conditions, verdicts)
-    if contradiction is not None:
-        raise InvalidEvaluation(contradiction)

@@ -11,6 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from .errors import InvalidEvaluation
 from .matrix import TransferRow, TransferVerdict, transfer_rows
 from .stats import wilson
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from .diagnostics import Finding
-    from .proofs import Bracket, ProofRow, ProofVerdict
+    from .proofs import Bracket, Known, ProofRow, ProofVerdict
     from .sequences import SequenceRow, SequenceVerdict
     from .trust import Trust
 
@@ -325,14 +326,26 @@ class Result:
         return trusts(self)
 
     @cached_property
-    def brackets(self) -> dict[str, Bracket]:
-        """Per row of attacks, what is proven of its images beside what survived; where certificates of the same model have its norm."""
+    def known(self) -> Known:
+        """What is proven of the model.
+
+        Raises:
+            InvalidEvaluation: a verdict contradicts a proof, so that neither can be shown.
+        """
         from .proofs import Known
 
+        known = Known.of(self.certificates, self.proofs, self.config["model"]["digest"])
+        contradiction = known.contradicted(self.conditions, self.verdicts)
+        if contradiction is not None:
+            raise InvalidEvaluation(contradiction)
+        return known
+
+    @cached_property
+    def brackets(self) -> dict[str, Bracket]:
+        """Per row of attacks, what is proven of its images beside what survived; where certificates of the same model have its norm."""
         if not self.proofs:
             return {}
-        known = Known.of(self.certificates, self.proofs, self.config["model"]["digest"])
-        found = {c.name: known.bracket(c, self.of(c.name)) for c in self.conditions}
+        found = {c.name: self.known.bracket(c, self.of(c.name)) for c in self.conditions}
         return {name: bracket for name, bracket in found.items() if bracket is not None}
 
     @property
@@ -340,6 +353,7 @@ class Result:
         """What every certificate proved of all images."""
         from .proofs import proof_rows
 
+        _ = self.known  # refuses what cannot be right
         return proof_rows(self.certificates, self.proofs, self.config["model"]["digest"]) if self.proofs else []
 
     @property

@@ -25,7 +25,7 @@ from .fitting import Lesson, halves, learns, taught
 from .judge import Judge
 from .labelled import LabelledImages
 from .passes import Passes
-from .proofs import Certified, Known, prove, refuse_contradiction
+from .proofs import Certified, prove
 from .results import LEARNT_FROM
 from .samples import Answer, Options, Samples
 from .shifts import Perturbed, Sequenced, Shift, Shifted, in_turn, thumbnail
@@ -113,6 +113,7 @@ class Session:
                     self._perturb(sequence)
                 for each in self.certified:
                     prove(each, self.classifier, self.samples, self.store, self.batches.size, self.progress)
+                    self._agreed()
                 for job in self.planned:
                     if self.only is None or not (learns(job) or job.searched_as):
                         self._attack(job, answers)
@@ -283,9 +284,7 @@ class Session:
     def _agreed(self) -> None:
         """Refuse to go on where a proof and a witness contradict each other."""
         if self.certified:
-            result = self.store.result()
-            known = Known.of(result.certificates, result.proofs, result.config["model"]["digest"])
-            refuse_contradiction(known, result.conditions, result.verdicts)
+            _ = self.store.result().known
 
     def _perturb(self, each: Perturbed) -> None:
         """Ask about the frames of a perturbation."""

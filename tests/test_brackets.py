@@ -21,6 +21,7 @@ from robustbench_lite.gate.decisions import decide
 from robustbench_lite.gate.rules import parse
 from robustbench_lite.registry import CERTIFICATES
 from robustbench_lite.results import Result
+from robustbench_lite.store import read_run
 from robustbench_lite.threat import ball
 
 LABELS = torch.zeros(4, dtype=torch.long)
@@ -161,11 +162,23 @@ def test_a_witness_against_a_proof_ends_the_run(tmp_path: Path) -> None:
         ran(certify=["told:below=0.45"], out=tmp_path / "run")
     with pytest.raises(InvalidEvaluation, match="no figure of this run can be believed"):
         ran(certify=["told:below=0.45"], out=tmp_path / "run")  # again, from what is stored
+    stored = read_run(tmp_path / "run")
+    assert [c.name for c in stored.conditions] == ["clean", "fgsm[linf,0.1]", "worst[linf,0.1]"]
+    for figure in (
+        lambda: stored.table,
+        lambda: stored.proof_rows,
+        lambda: stored.write(("html",)),
+        lambda: decide([parse("worst.certified >= 0.1")], stored),
+    ):
+        with pytest.raises(InvalidEvaluation, match="no figure of this run can be believed"):
+            figure()
 
 
 def test_a_proof_of_an_image_that_is_wrong_already_is_a_contradiction_too() -> None:
     with pytest.raises(InvalidEvaluation, match="found at 0 an image that is 1"):
         ran(eps=[0.001], certify=["told:below=0.7"])
+    with pytest.raises(InvalidEvaluation, match="clean found at 0 an image that is 1"):
+        ran(attacks=(), eps=[0.001], certify=["told:below=0.7"])
 
 
 def test_without_an_attack_the_data_or_the_caller_say_the_size() -> None:

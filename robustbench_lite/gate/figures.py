@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from ..calibration import aurra, ece, rms_calibration_error
 from ..corruption_metrics import corruptions
 from ..errors import UsageError, did_you_mean
-from ..proofs import Known
 from ..results import Condition, Result, Verdict
 from ..stats import clopper_pearson
 from .groups import effective_size
@@ -57,7 +56,7 @@ def limited(rule: Bound, result: Result, alpha: float) -> Limited:
 def _certified(rule: Bound, result: Result, alpha: float) -> Limited:
     """Of all images that a certificate was asked about, whether an attack has met them or not: those proven up to the row's size."""
     condition = row_of(rule, result.conditions)
-    known = Known.of(result.certificates, result.proofs, result.config["model"]["digest"])
+    known = result.known
     asked = known.asked(condition)
     if not asked:
         raise UsageError(f"{rule.text}: nothing was to be proven in {condition.norm} of this model: add certify = ['crown']")
