@@ -38,6 +38,7 @@ class BayesianLinear(nn.Module):
     def __init__(self, layer: nn.Linear, posterior: Posterior, samples: int, described: str) -> None:
         super().__init__()
         self.layer, self.posterior, self.described = layer, posterior, described
+        self.fitted_on: frozenset[str] = frozenset()  # ids of the images
         drawn = generator("laplace").standard_normal((samples, layer.out_features))
         self.noise: Tensor
         self.register_buffer("noise", torch.from_numpy(drawn).float(), persistent=False)
@@ -105,21 +106,25 @@ class Laplace:
         layer = copied.get_submodule(name)
         assert isinstance(layer, nn.Linear)
         factors = Factors.of((features, logits) for features, logits, _ in _answers(copied, layer, images))
-        variance = self.variance or self._chosen(factors, copied, layer)
+        held_out = None if self.validation is None else fitted_on(self.validation, classifier, "laplace")
+        chosen_on = [] if held_out is None else held_out.ids
+        variance = self.variance or _chosen(factors, copied, layer, held_out)
         described = f"data={data}, digest={images.digest[:16]}, variance={variance:.6g}"
         parent, _, leaf = name.rpartition(".")
         samples = SAMPLES if self.predictive == "samples" else 0
-        setattr(copied.get_submodule(parent), leaf, BayesianLinear(layer, Posterior.of(factors, variance), samples, described).eval())
+        bayesian = BayesianLinear(layer, Posterior.of(factors, variance), samples, described).eval()
+        bayesian.fitted_on = frozenset([*images.ids, *chosen_on])
+        setattr(copied.get_submodule(parent), leaf, bayesian)
         return in_place_of(classifier, classifier=copied)
 
-    def _chosen(self, factors: Factors, classifier: Classifier, layer: nn.Linear) -> float:
-        """The prior variance that was not given."""
-        if self.validation is None:
-            bias = layer.bias if layer.bias is not None else layer.weight.new_zeros(layer.out_features)
-            return best_by_evidence(factors, torch.cat([layer.weight, bias[:, None]], 1).detach())
-        held_out = list(_answers(classifier, layer, fitted_on(self.validation, classifier, "laplace")))
-        features, logits, labels = (torch.cat(parts) for parts in zip(*held_out, strict=True))
-        return best_on_held_out(factors, features, logits, labels)
+
+def _chosen(factors: Factors, classifier: Classifier, layer: nn.Linear, held_out: LabelledImages | None) -> float:
+    """The prior variance that was not given."""
+    if held_out is None:
+        bias = layer.bias if layer.bias is not None else layer.weight.new_zeros(layer.out_features)
+        return best_by_evidence(factors, torch.cat([layer.weight, bias[:, None]], 1).detach())
+    features, logits, labels = (torch.cat(parts) for parts in zip(*_answers(classifier, layer, held_out), strict=True))
+    return best_on_held_out(factors, features, logits, labels)
 
 
 def _answers(classifier: Classifier, layer: nn.Linear, images: LabelledImages) -> Iterator[tuple[Tensor, Logits, Labels]]:

@@ -1,5 +1,6 @@
 """Temperature scaling (Guo, Pleiss, Sun, Weinberger, ICML 2017, https://arxiv.org/abs/1706.04599)."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -18,11 +19,15 @@ LEAST, MOST = 0.2, 5.0
 
 
 class Tempered(nn.Module):
-    """Logits divided by a temperature."""
+    """Logits divided by a temperature.
 
-    def __init__(self, t: float) -> None:
+    Args:
+        fitted_on: ids of the images that say what it is.
+    """
+
+    def __init__(self, t: float, fitted_on: Iterable[str] = ()) -> None:
         super().__init__()
-        self.t = t
+        self.t, self.fitted_on = t, frozenset(fitted_on)
 
     def forward(self, logits: Logits) -> Logits:
         return logits / self.t
@@ -60,7 +65,8 @@ class Temperature:
     margin is large, and at a high one a fixed confidence is out of reach. Losses that know no scale (dlr, margin) are not concerned.
 
     Args:
-        data: spec of the images that it is fitted on, neither those that the model was trained on nor those it is tested on.
+        data: spec of the images that it is fitted on, neither those that the model was trained on nor those it is tested on; a run that
+            judges some of them notes it.
         t: the temperature, instead of `data`; above 1 lowers confidences.
     """
 
@@ -79,11 +85,12 @@ class Temperature:
         Raises:
             UsageError: the images have several labels each, or other classes.
         """
-        t = self._fitted(classifier) if self.t is None else self.t
-        return in_place_of(classifier, classifier=classifier, temperature=Tempered(t))
+        tempered = self._fitted(classifier) if self.t is None else Tempered(self.t)
+        return in_place_of(classifier, classifier=classifier, temperature=tempered)
 
-    def _fitted(self, classifier: Classifier) -> float:
+    def _fitted(self, classifier: Classifier) -> Tempered:
         images = fitted_on(str(self.data), classifier, "temperature")
         with torch.no_grad():
             answers = [(classifier(x), labels) for x, labels in batches(images, classifier.device)]
-        return fitted_temperature(torch.cat([each for each, _ in answers]), torch.cat([each for _, each in answers]))
+        t = fitted_temperature(torch.cat([each for each, _ in answers]), torch.cat([each for _, each in answers]))
+        return Tempered(t, images.ids)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from torch import nn
+
 from .errors import UnknownName
 from .registry import CORRUPTIONS
 
@@ -62,6 +64,16 @@ SPELLINGS = {
     "trivialaugmentwide": "trivialaugment",
 }
 AXES = re.compile(r"-[xy]$")
+
+
+def fitted_on_judged(model: nn.Module, ids: Sequence[str]) -> list[str]:
+    """A sentence where layers were fitted on images that are judged; such layers keep ids in `fitted_on`."""
+    seen = {key for module in model.modules() for key in getattr(module, "fitted_on", ())}
+    both = len(seen.intersection(ids))
+    if not both:
+        return []
+    judged = f"{both:,} of the images judged have the ids of images that the model's confidences were fitted on"
+    return [f"{judged}: its calibration may look better than it is; fit it on others"]
 
 
 def overlaps(trained_on: Sequence[str], corruptions: Sequence[str]) -> list[str]:

@@ -21,7 +21,7 @@ from .engines import local
 from .errors import UsageError
 from .fitting import learns, without_judged
 from .labelled import LabelledImages
-from .overlap import overlaps
+from .overlap import fitted_on_judged, overlaps
 from .patients import no_patient_in_both
 from .plan import Attack
 from .proofs import Certified, certified
@@ -334,6 +334,7 @@ def resolve(
         "notes": [
             *([] if bf16 or precision == "fp32" else ["this processor does not compute in bfloat16: searched in float32"]),
             *([f"{shared} images to learn from are judged on as well: nothing was learnt from them"] if shared else []),
+            *fitted_on_judged(classifier, images.ids),
             *remarks(about_corruptions),
             *([f"gradients of {hidden} were taken as they are, which flatters: leave --no-stand-ins out"] if hidden else []),
             *unheeded(classifier, [str(job.condition.attack) for job in planned]),

@@ -365,6 +365,24 @@ def test_no_temperature_changes_a_verdict_under_a_loss_that_knows_no_scale(tmp_p
     assert len(set(broken[0])) == 2
 
 
+@pytest.mark.parametrize(
+    ("spec", "judged"),
+    [
+        ("temperature:data=digits", 6),
+        ("temperature:data=(digits:split=train)", 0),
+        ("temperature:t=2", 0),
+        ("laplace:validation=digits", 6),
+        ("laplace:data=digits,variance=1", 6),
+        ("laplace", 0),
+        ("temperature:data=digits+jpeg", 6),
+    ],
+)
+def test_confidences_that_were_fitted_on_the_images_judged_are_said_to_be(spec: str, judged: int) -> None:
+    result = rb.evaluate(load_model("digits_standard", defense=spec), (), "digits", limit=6)
+    said = [note for note in result.config["notes"] if "confidences were fitted on" in note]
+    assert [int(note.split()[0]) for note in said] == [judged] * bool(judged)
+
+
 def test_none_is_trained() -> None:
     from robustbench_lite.defending import Defenses
 
