@@ -57,7 +57,7 @@ def prove(classifier: Classifier, images: Images, labels: Labels, ball: Ball, ma
     if labels.dim() != 1:
         raise UsageError("bounds prove one class an image, and these images have several labels")
     fits(classifier)
-    if draws_itself(classifier, images[:1]):
+    if draws_itself(classifier, images):
         raise UsageError(f"{classifier.name} answers otherwise when asked again: bounds need a model that draws nothing itself")
     with torch.no_grad():
         network = graph(copy.deepcopy(classifier).double(), images.shape[1:])
@@ -89,7 +89,10 @@ def _part(
 def _room(classifier: Classifier, network: Graph, points: tuple[Images, ...]) -> Tensor:
     """(B,) how far float32 may take a margin, with much to spare."""
     exact = torch.stack([network.logits(each.to(torch.float64)) for each in points])
-    gap = (torch.stack([one_a_class(classifier(each)) for each in points]) - exact).abs().amax((0, 2))
+    answers = torch.stack([one_a_class(classifier(each)) for each in points])
+    if answers.dtype != torch.float32:
+        raise UsageError(f"{classifier.name} answers in {answers.dtype}, and bounds leave room for float32's rounding only: take .float()")
+    gap = (answers - exact).abs().amax((0, 2))
     size = exact.abs().amax((0, 2))
     if (gap > OTHERWISE * size + 1e-6).any():
         raise UsageError(

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from .bounded_calls import IN_PLACE, PROBE, RULES, Plain, Step, Value, Weight, called, max_pool
-from .bounded_layers import Convolution, Dense, Image, Operation, Positive, Rectifier, Scaled, Sum
+from .bounded_calls import IN_PLACE, PROBE, RULES, Batch, Plain, Step, Value, Weight, called, max_pool
+from .bounded_layers import Convolution, Dense, Image, MaxPool, Operation, Positive, Rectifier, Scaled, Sum
 from .classifier import Images, Logits, one_a_class
 from .errors import UsageError
 
@@ -76,12 +76,14 @@ def graph(model: nn.Module, shape: Sequence[int]) -> Graph:
         with torch.no_grad():
             for node in traced.nodes:
                 growing.follow(node)
+            made = Graph(tuple(growing.nodes))
+            made.logits(like.new_zeros(PROBE + 1, *shape))  # fails where a weight is of one number of images
     except (RuntimeError, TypeError, ValueError, IndexError) as error:  # torch's own complaints about shapes
         reason = str(error).partition("\n")[0][:120]
         raise UsageError(
             f"the network does not take images of {tuple(shape)} ({reason}): take images of the shape that it was made for"
         ) from error
-    return Graph(tuple(growing.nodes))
+    return made
 
 
 def refuse_unbounded(model: nn.Module) -> None:
@@ -133,6 +135,8 @@ def _traced(model: nn.Module) -> fx.Graph:
     for name, module in model.named_modules():
         if module._forward_hooks or module._forward_pre_hooks:
             raise UsageError(f"{name or 'the network'} has hooks, which bounds cannot follow: remove them before certifying")
+        if "forward" in vars(module) and (module is model or type(module).__module__.startswith("torch.nn")):  # a trace takes its class's
+            raise UsageError(f"{name or 'the network'} has another forward than its class, and bounds follow the class's: derive a class")
     try:
         return _Tracer().trace(model)
     except UsageError:
@@ -148,8 +152,11 @@ def _unfollowed(path: str, what: str) -> UsageError:
     return UsageError(f"{path or 'the network'} {what}, and bounds follow {FOLLOWED} only: smoothing certifies any network")
 
 
-def _operation(layer: nn.Module, path: str) -> Operation | None:
+def _operation(layer: nn.Module, path: str, dimensions: int = 4) -> Operation | None:
     """What a layer does, None for nothing.
+
+    Args:
+        dimensions: of what comes in, the batch among them.
 
     Raises:
         UsageError: no bounds are known for it.
@@ -165,7 +172,7 @@ def _operation(layer: nn.Module, path: str) -> Operation | None:
     if isinstance(layer, nn.BatchNorm2d | nn.BatchNorm1d) and kind in (nn.BatchNorm2d, nn.BatchNorm1d):
         if layer.running_mean is None:
             raise _unfollowed(path, f"is a {kind.__name__} without running statistics")
-        return Scaled(partial(_normalising, layer))
+        return Scaled(partial(_normalising, layer, dimensions))
     if kind is nn.AvgPool2d and (layer.divisor_override or 1) < 0:  # type: ignore[operator]
         raise _unfollowed(path, "is an AvgPool2d with a negative divisor")
     if isinstance(layer, nn.AvgPool2d | nn.AdaptiveAvgPool2d) and kind in (nn.AvgPool2d, nn.AdaptiveAvgPool2d):
@@ -180,7 +187,8 @@ def _operation(layer: nn.Module, path: str) -> Operation | None:
         raise _unfollowed(path, "is a MaxPool2d with ceil_mode or return_indices")
     if kind is nn.Identity or (kind in (nn.Dropout, nn.Dropout2d) and not layer.training):
         return None
-    raise _unfollowed(path, f"is a {kind.__name__}{' in training mode' if kind in (nn.Dropout, nn.Dropout2d) else ''}")
+    name = kind.__name__ if getattr(nn, kind.__name__, kind) is kind else f"{kind.__module__}.{kind.__name__}"
+    raise _unfollowed(path, f"is a {name}{' in training mode' if kind in (nn.Dropout, nn.Dropout2d) else ''}")
 
 
 def _padding(layer: nn.Conv2d, path: str) -> tuple[int, ...]:
@@ -192,7 +200,7 @@ def _padding(layer: nn.Conv2d, path: str) -> tuple[int, ...]:
     return tuple(each // 2 for each in total)
 
 
-def _normalising(layer: nn.BatchNorm2d | nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
+def _normalising(layer: nn.BatchNorm2d | nn.BatchNorm1d, dimensions: int) -> tuple[Tensor, Tensor]:
     assert layer.running_mean is not None
     assert layer.running_var is not None
     factor = (layer.running_var + layer.eps).rsqrt()
@@ -201,7 +209,7 @@ def _normalising(layer: nn.BatchNorm2d | nn.BatchNorm1d) -> tuple[Tensor, Tensor
     shift = -layer.running_mean * factor
     if layer.bias is not None:
         shift = shift + layer.bias
-    places = (1, 1) if isinstance(layer, nn.BatchNorm2d) else ()
+    places = (1,) * (dimensions - 2)
     return factor.reshape(-1, *places), shift.reshape(-1, *places)
 
 
@@ -238,8 +246,12 @@ class _Growing:
         elif node.op == "get_attr":
             self.found[node] = Weight(partial(operator.attrgetter(str(node.target)), self.model))
         elif node.op == "call_module":
-            layer, (before,) = self.model.get_submodule(str(node.target)), self._seen(node.args)
-            self.found[node] = self._after(Step(_operation(layer, str(node.target)), (before,)), str(node.target))
+            layer, path = self.model.get_submodule(str(node.target)), str(node.target)
+            before, *more = (*self._seen(node.args), *self._seen(node.kwargs).values()) or (None,)
+            if more or not isinstance(before, Value):
+                raise UsageError(f"{path} is called with something else than one value made of the image, and bounds follow nothing else")
+            operation = _operation(layer, path, len(before.shape))
+            self.found[node] = self._after(Step(operation, (before,)), path)
             if getattr(layer, "inplace", False):
                 self._write(node)
         elif node.op == "output":
@@ -270,13 +282,16 @@ class _Growing:
         return fx.node.map_arg(arguments, lambda node: self.found[node])
 
     def _value(self, place: int) -> Value:
-        return Value(place, tuple(self.values[place].shape))
+        count, *shape = self.values[place].shape
+        return Value(place, (Batch(count), *shape))
 
     def _after(self, step: Step, name: str) -> Value:
         places = tuple(value.place for value in step.inputs)
         if step.operation is None:
             return step.inputs[0]
         given = [self.values[place] for place in places]
+        if isinstance(step.operation, Convolution | MaxPool) and given[0].dim() != 4:  # torch would take the batch for the channels
+            raise UsageError(f"{name} takes {tuple(given[0].shape)}, and bounds follow it on (N, C, H, W) only")
         value = step.operation.forward(*given)
         if len(value) != PROBE or (isinstance(step.operation, Scaled | Sum) and any(value.shape != each.shape for each in given)):
             raise UsageError(

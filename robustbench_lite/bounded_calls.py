@@ -32,6 +32,10 @@ class Weight:
     look_up: Callable[[], Tensor]
 
 
+class Batch(int):
+    """The number of images, or what was made of it: another in the next batch, so that no arithmetic on values may hang on it."""
+
+
 @dataclass(frozen=True)
 class Step:
     """An operation on values; None does nothing to the first."""
@@ -49,6 +53,10 @@ class Plain:
 
 Outcome = Step | Plain | None
 RULES: dict[str, Callable[..., Outcome]] = {}
+ARITHMETIC = frozenset(("add", "iadd", "sub", "isub", "mul", "imul", "truediv", "itruediv", "div"))
+"""Rules that take weights."""
+SIZES = frozenset((*ARITHMETIC, "floordiv", "getattr", "size", "getitem", "reshape", "view"))
+"""Rules that take the number of images."""
 IN_PLACE = frozenset(("iadd", "isub", "imul", "itruediv", "relu_", "add_", "sub_", "mul_", "div_"))
 PROBE = 2
 """Images in the batch that shapes are found with."""
@@ -56,11 +64,14 @@ PROBE = 2
 
 def called(name: str, *args: Any, **kwargs: Any) -> Outcome:
     """What a call means, None where no bounds are known for it."""
-    if name not in RULES:
+    given = (*args, *kwargs.values())
+    if name not in RULES or (name not in ARITHMETIC and any(isinstance(each, Weight) for each in given)):
+        return None
+    if name not in SIZES and any(isinstance(each, Batch) for each in given):
         return None
     try:
         return RULES[name](*args, **kwargs)
-    except TypeError:  # arguments that the rule does not know
+    except (TypeError, ArithmeticError):  # arguments that the rule does not know, a division by 0
         return None
 
 
@@ -75,17 +86,25 @@ def _rule(*names: str) -> Callable[[Callable[..., Outcome]], Callable[..., Outco
 def _terms(other: Any) -> Callable[[], Tensor | float] | None:
     if isinstance(other, Weight):
         return other.look_up
-    return (lambda: float(other)) if isinstance(other, int | float) else None
+    if isinstance(other, Batch) or not isinstance(other, int | float):
+        return None
+    number = float(other)
+    return lambda: number
 
 
 def _plain(*values: Any) -> bool:
     return all(isinstance(value, int) for value in values)
 
 
+def _sized(function: Callable[[int, int], int], one: int, other: int) -> Plain:
+    value = function(one, other)
+    return Plain(Batch(value) if isinstance(one, Batch) or isinstance(other, Batch) else value)
+
+
 @_rule("add", "iadd")
 def _add(one: Any, other: Any) -> Outcome:
     if _plain(one, other):
-        return Plain(one + other)
+        return _sized(operator.add, one, other)
     if isinstance(one, Value) and isinstance(other, Value):
         return Step(Sum(), (one, other))
     value, rest = (one, _terms(other)) if isinstance(one, Value) else (other, _terms(one))
@@ -95,7 +114,7 @@ def _add(one: Any, other: Any) -> Outcome:
 @_rule("sub", "isub")
 def _subtract(one: Any, other: Any) -> Outcome:
     if _plain(one, other):
-        return Plain(one - other)
+        return _sized(operator.sub, one, other)
     value, rest = (one, _terms(other)) if isinstance(one, Value) else (other, _terms(one))
     if rest is None or not isinstance(value, Value):
         return None
@@ -105,7 +124,7 @@ def _subtract(one: Any, other: Any) -> Outcome:
 @_rule("mul", "imul")
 def _multiply(one: Any, other: Any) -> Outcome:
     if _plain(one, other):
-        return Plain(one * other)
+        return _sized(operator.mul, one, other)
     value, rest = (one, _terms(other)) if isinstance(one, Value) else (other, _terms(one))
     return Step(Scaled(lambda: (rest(), 0.0)), (value,)) if rest is not None and isinstance(value, Value) else None
 
@@ -113,7 +132,9 @@ def _multiply(one: Any, other: Any) -> Outcome:
 @_rule("truediv", "itruediv", "div")
 def _divide(one: Any, other: Any) -> Outcome:
     rest = _terms(other)
-    return Step(Scaled(lambda: (1 / rest(), 0.0)), (one,)) if rest is not None and isinstance(one, Value) else None
+    if rest is None or not isinstance(one, Value) or other == 0:
+        return None
+    return Step(Scaled(lambda: (1 / rest(), 0.0)), (one,))
 
 
 @_rule("neg")
@@ -123,7 +144,7 @@ def _negative(one: Any) -> Outcome:
 
 @_rule("floordiv")
 def _quotient(one: Any, other: Any) -> Outcome:
-    return Plain(one // other) if _plain(one, other) else None
+    return _sized(operator.floordiv, one, other) if _plain(one, other) else None
 
 
 @_rule("getattr")
@@ -154,6 +175,8 @@ def _flatten(input: Value, start_dim: int = 0, end_dim: int = -1) -> Outcome:
 @_rule("reshape", "view")
 def _reshape(input: Value, *sizes: Any) -> Outcome:
     asked = sizes[0] if len(sizes) == 1 and isinstance(sizes[0], tuple | list) else sizes
+    if any(isinstance(size, Batch) for size in asked[1:]):
+        return None
     shape = torch.zeros(input.shape).reshape(asked).shape
     return Step(Positive(lambda x: x.reshape(len(x), *shape[1:])), (input,)) if shape[0] == PROBE else None
 

@@ -36,8 +36,8 @@ class Proof:
     Args:
         proven: (B,) bool: every image of the ball is predicted as its label; of the ball that attacks have, `Ball.reach` of it.
         prediction: (B,) int64, the class that the certified model predicts; -1 where it abstains.
-        radius: (B,) a ball of this radius is proven, 0 where none is. A bound proves the radius that it was asked about; smoothing has a
-            radius of each image's own, that may be larger than the ball.
+        radius: (B,) the eps of a ball that is proven as far as `Ball.reach`, 0 where none is. A bound proves the radius that it was asked
+            about; smoothing has a radius of each image's own, that may be larger than the ball.
         margin: (B,) a lower bound on the label's logit less any other's inside the ball, NaN where the method knows none.
     """
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -156,12 +157,46 @@ class Classifier(nn.Module):
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the weights, the normalisation and the preprocessing: equal digests answer alike."""
+        """SHA-256 over the weights, the layers and their settings, the normalisation and the preprocessing: where no code and no function
+        that a module was given differs, equal digests answer alike."""
         described = re.sub(r" at 0x[0-9a-f]+", "", repr(self.model))  # an address is not part of what a model is
-        total = hashlib.sha256(f"{described}{self.preprocess}".encode())
+        settings = "".join(f"{path}.{key}={value!r};" for path, each in self.model.named_modules() for key, value in untold(each))
+        total = hashlib.sha256(f"{described}{settings}{self.preprocess}".encode())
         # the state dict alone would miss buffers that are not saved with it
         for key, tensor in sorted((self.state_dict(keep_vars=True) | dict(self.named_buffers())).items()):
             if isinstance(tensor, Tensor):
                 total.update(f"{key}{tuple(tensor.shape)}{tensor.dtype}".encode())
                 total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return total.hexdigest()
+
+
+def untold(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """What a module was made with, under the names of its constructor's arguments, where its description leaves it out and it is not the
+    default. Other attributes may be of the last call, and a digest of them would change."""
+    if isinstance(module, Classifier):  # its name and the like are no part of what it answers
+        return
+    defaults: dict[str, Any] = {}
+    for kind in type(module).__mro__:
+        if "__init__" in vars(kind):
+            defaults = {key: each.default for key, each in inspect.signature(kind).parameters.items()} | defaults
+        if kind.__module__.startswith("torch."):  # what these hand down to their own bases is part of their type
+            break
+    for key, value in sorted(vars(module).items()):
+        if key in defaults and _is_plain(value) and value != defaults[key] and not _tells(module, key, value):
+            yield key, value
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is written alike in every process."""
+    return isinstance(value, (int, float, str)) or value is None or (isinstance(value, (tuple, list)) and all(map(_is_plain, value)))
+
+
+def _tells(module: nn.Module, key: str, value: Any) -> bool:
+    """Whether a module of another value would be described otherwise."""
+    other = not value if isinstance(value, bool) else (*value, "") if isinstance(value, (tuple, list)) else f"{value}0"
+    twin = object.__new__(type(module))
+    twin.__dict__.update(vars(module) | {key: other})
+    try:
+        return twin.extra_repr() != module.extra_repr()
+    except Exception:  # it reads the value, and makes nothing of another kind
+        return True

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from .judge import Judge
     from .labelled import LabelledImages
+    from .proofs import Bracket
 
 Weight = Literal["refutes", "doubts", "notes"]
 """What a finding does to the rows that it is about: their figure is too high, it may be too high, or a reader should know."""
@@ -133,6 +134,11 @@ class Evidence:
         """The layers whose stand-ins attacks had to do without; None where they had them."""
         layers: str | None = self.result.config.get("identity", {}).get("no_stand_ins")
         return layers
+
+    @cached_property
+    def brackets(self) -> Mapping[str, Bracket]:
+        """What is proven of the rows, by condition."""
+        return self.result.brackets
 
     @cached_property
     def attacks(self) -> Sequence[Condition]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .classifier import Classifier, Images, Labels
+from .classifier import Classifier, Images, Labels, one_a_class
 from .errors import ModelError
 from .zonotope import layers_of, linear, relaxed
 
@@ -89,10 +89,14 @@ def backward_margins(layers: Sequence[nn.Module], inputs: Sequence[Bounds], labe
 
 
 def label_less_others(last: nn.Module, labels: Labels) -> tuple[Tensor, Tensor]:
-    """(B, K, F) and (B, K): the label's logit less every other's as a linear function of what comes into the last layer."""
+    """(B, K, F) and (B, K): the label's logit less every other's as a linear function of what comes into the last layer.
+
+    One output tells two classes apart, of which the first has the logit 0.
+    """
     assert isinstance(last, nn.Linear)
-    slopes = last.weight[labels][:, None] - last.weight
-    return slopes, torch.zeros_like(slopes[..., 0]) if last.bias is None else last.bias[labels][:, None] - last.bias
+    weight, bias = one_a_class(last.weight.T).T, None if last.bias is None else one_a_class(last.bias[None])[0]
+    slopes = weight[labels][:, None] - weight
+    return slopes, torch.zeros_like(slopes[..., 0]) if bias is None else bias[labels][:, None] - bias
 
 
 def _least(slopes: Tensor, offset: Tensor, box: Bounds) -> Tensor:

@@ -40,6 +40,11 @@ def reach(eps: Size) -> Size:
     return eps * (1 + WITHIN) + 1e-7
 
 
+def size_of(reached: Size) -> Size:
+    """The eps of the ball that goes so far."""
+    return (reached - 1e-7) / (1 + WITHIN)
+
+
 @dataclass(frozen=True)
 class Condition:
     """One thing that was done to every image: nothing (`clean`), an attack at one eps, a corruption at one severity.

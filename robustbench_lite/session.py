@@ -164,8 +164,8 @@ class Session:
         for job in self.planned:
             criterion(labels[: len(logits)], job.target, logits)  # refuses a target that the model does not have
             self._need_something_to_gain(job, logits)
-        if self.certified and (labels.dim() == 2 or logits.shape[1] == 1):
-            raise UsageError("a certificate is of one class among several: leave --certify out for one logit or several labels an image")
+        if self.certified and labels.dim() == 2:
+            raise UsageError("a certificate is of one class among several: leave --certify out for several labels an image")
         if labels.dim() == 2 and self.perturbed:
             raise UsageError(f"{self.perturbed[0].condition.name} counts how often the class changes, and these labels hold several")
         if labels.dim() == 1 and self.images.classes not in (None, max(2, logits.shape[1])):

@@ -59,12 +59,26 @@ def certified_radius(share: float, sigma: float) -> float:
 
 
 def draws_itself(classifier: Classifier, images: Images) -> bool:
-    """Whether a classifier answers otherwise when it is asked again. Draws that a whole pass shares are not independent, and their counts
-    prove nothing."""
+    """Whether a classifier answers otherwise to any of these images when it is asked again. Draws that a whole pass shares are not
+    independent, and their counts prove nothing."""
     with torch.no_grad():
         first, *others = (classifier(images) for _ in range(1 + ASKED_AGAIN))
-    size = first.abs().where(first.isfinite(), 0).amax().clamp(min=1e-30)
-    return not all(torch.allclose(first / size, other / size, rtol=0, atol=1e-5, equal_nan=True) for other in others)
+    return not all(_alike(first, other, 1e-5) for other in others)
+
+
+def mixes_images(classifier: Classifier, images: Images) -> bool:
+    """Whether an image is answered otherwise in company than alone, so that draws that share a pass are not independent."""
+    with torch.no_grad():
+        alone = torch.cat([classifier(images[row : row + 1]) for row in range(len(images))])
+        return not _alike(alone, classifier(images), UNCLEAR)
+
+
+def _alike(logits: Logits, others: Logits, share: float) -> bool:
+    """Whether no logit differs by more than this share of the largest one of its image, or of a tenth of the largest one of all: what is
+    left where large numbers cancel out is rounded as they are."""
+    size = logits.abs().where(logits.isfinite(), 0).amax(1, keepdim=True)
+    size = size.clamp(min=max(float(size.amax()) / 10, 1e-30))
+    return torch.allclose(logits / size, others / size, rtol=0, atol=share, equal_nan=True)
 
 
 def _noise(seed: int, shape: torch.Size, count: int, batch: int, ahead: ThreadPoolExecutor) -> Iterator[Tensor]:

@@ -4,7 +4,8 @@ A row under attack is
 
     refuted     where some finding refutes it: an image that it counts as right has a witness in a ball no larger
     doubtful    where some finding doubts it, or where it lacks what a sound row must have had
-    sound       otherwise; also where no image is left, for every broken one has its witness
+    sound       otherwise; also where no image is left, for every broken one has its witness, or where each that is left is proven: that
+                takes away what it lacks, and the doubts that a stronger attack would settle
 
 A sound row must have had, over the images that stand: an attack that follows the model's gradients to its end, one that does without
 them, and random points. Other rows are sound unless a finding is about them.
@@ -62,7 +63,11 @@ def _trust(evidence: Evidence, condition: Condition) -> Trust:
     refuting = [f for f in about if f.weight == "refutes"]
     standing = evidence.standing(condition)
     left = standing - {key for finding in refuting for key in finding.samples}
-    missing = _missing(evidence, condition, left) if condition.kind in ("attack", "worst") and left else ()
+    bracket = evidence.brackets.get(condition.name)
+    proven = bracket is not None and bracket.confidence == 1 and bool(left) and left <= bracket.safe
+    if proven:  # no attack is left to try; a doubt that no attack would settle remains
+        about = [finding for finding in about if finding.weight == "refutes" or not finding.settle]
+    missing = _missing(evidence, condition, left) if condition.kind in ("attack", "worst") and left and not proven else ()
     level: Level = "refuted" if refuting else "doubtful" if about or missing else "sound"
     reasons = (*(finding.seen for finding in about), *missing)
     return Trust(level, reasons, tuple(about), missing, len(left) / len(verdicts))

@@ -407,3 +407,75 @@ def test_what_no_logit_hangs_on_is_left_out() -> None:
             return flat * 2
 
     assert len(graph(Idle(), (1, 2, 2)).nodes) == 3
+
+
+class Odd(nn.Module):
+    """A network whose forward is a function."""
+
+    def __init__(self, way: Callable[[Odd, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.way, self.fc, self.relu, self.channels = way, nn.Linear(192, 4), nn.ReLU(), nn.BatchNorm1d(3)
+        self.offset, self.pair = nn.Parameter(torch.randn(4)), nn.Parameter(torch.randn(2, 4))
+        self.turned, self.rows = nn.Linear(192, 4), nn.Conv2d(2, 2, 1)
+        nn.init.normal_(self.channels.running_mean)
+        nn.init.normal_(self.channels.weight)
+        nn.init.normal_(self.channels.bias)
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.way(self, x)
+
+
+FOLLOWED: dict[str, Callable[[Odd, Tensor], Tensor]] = {
+    "keywords": lambda m, x: m.fc(input=m.relu(input=x - 0.5).flatten(1)),
+    "three dimensions": lambda m, x: m.fc(m.channels(x.reshape(x.size(0), 3, -1)).flatten(1)),
+    "sizes": lambda m, x: m.fc(x.reshape(-1, x.shape[1] * x.size(2) * x.shape[-1])),
+    "view": lambda m, x: m.fc(x.view(x.size(0), -1)),
+    "twice": lambda m, x: m.fc(m.relu(m.relu(x - 0.5) - 0.1).flatten(1)) + m.fc(x.flatten(1)),
+}
+
+
+@pytest.mark.parametrize("name", FOLLOWED)
+def test_odd_forwards_are_followed_as_they_are(name: str) -> None:
+    torch.manual_seed(0)
+    network, x = Odd(FOLLOWED[name]).double().requires_grad_(False), images()
+    g = graph(network, SHAPE)
+    lower, upper = intervals.box(x, 0.03)
+    least, most = intervals.bounds(g, lower, upper)
+    draw = torch.Generator().manual_seed(1)
+    for row in range(IMAGES):
+        points = between(lower[row], upper[row], 500, draw)
+        torch.testing.assert_close(g.logits(points), network(points), rtol=1e-12, atol=1e-12)
+        assert bool((network(points) >= least[row] - ROUNDING).all() & (network(points) <= most[row] + ROUNDING).all())
+
+
+NAMED: dict[str, tuple[Callable[[Odd, Tensor], Tensor], str]] = {
+    "divided by 0": (lambda m, x: m.fc((x / 0).flatten(1)), r"the network calls truediv"),
+    "layer of a weight": (lambda m, x: m.fc(x.flatten(1)) * m.relu(m.offset), r"^relu is called with something else"),
+    "function of a weight": (lambda m, x: m.fc(x.flatten(1)) * torch.relu(m.offset), r"calls relu"),
+    "size of a weight": (lambda m, x: m.fc(x.flatten(1)) * m.offset.size(0), r"calls size"),
+    "times the batch": (lambda m, x: m.fc(x.flatten(1) * x.shape[0]), r"calls mul"),
+    "times a sum with the batch": (lambda m, x: m.fc(x.flatten(1) * (1 + x.size(0))), r"calls mul"),
+    "the batch in a shape": (lambda m, x: x.reshape(x.size(0), x.size(0), -1).mean(1), r"calls reshape"),
+    "a row an image": (lambda m, x: m.fc(x.flatten(1)) + m.pair, r"size of tensor"),
+    "the batch for channels": (lambda m, x: m.rows(x.mean(1)).flatten(1), r"rows takes \(2, 8, 8\)"),
+    "too large": (lambda m, x: m.fc((x * 10**400).flatten(1)), r"calls mul"),
+    "a part": (lambda m, x: x.flatten(1)[:, :4], r"calls getitem"),
+    "in two": (lambda m, x: m.fc(torch.cat([x, x], 1).flatten(1)[:, :192]), r"calls cat"),
+    "mixed": (lambda m, x: m.fc((x - x.mean(0)).flatten(1)), r"calls mean"),
+    "all at once": (lambda m, x: m.fc(x.flatten(0).reshape(-1, 192)), r"calls flatten"),
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_odd_forwards_that_cannot_be_followed_are_named(name: str) -> None:
+    way, words = NAMED[name]
+    with pytest.raises(UsageError, match=words):
+        graph(Odd(way), SHAPE)
+
+
+def test_a_layer_whose_forward_was_replaced_is_named() -> None:
+    network = Odd(lambda m, x: m.turned(x.flatten(1)))
+    network.turned.forward = lambda x: -network.fc(x)  # type: ignore[method-assign]
+    with pytest.raises(UsageError, match="turned has another forward than its class"):
+        graph(network, SHAPE)

@@ -218,10 +218,45 @@ def test_what_cannot_be_certified_is_refused(more: dict[str, Any], words: str) -
         ran(**more)
 
 
-def test_one_logit_is_refused() -> None:
-    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 1)).eval()
+class Single(Brightness):
+    """The same by the sign of one logit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.over = nn.Linear(4, 1)
+        with torch.no_grad():
+            self.over.weight.fill_(0.5)
+            self.over.bias.fill_(-1.0)
+        self.eval()
+
+
+@pytest.mark.parametrize("certificate", ["ibp", "crown", "zonotope"])
+def test_one_logit_is_proven_as_its_two_classes_are(certificate: str) -> None:
+    both, one = Brightness(), Single()
+    if certificate == "zonotope":
+        both, one = (nn.Sequential(nn.Flatten(), each.over).eval() for each in (both, one))
+    labels = torch.tensor([0, 0, 1, 1])
+    runs = [rb.evaluate(model, ["fgsm"], (greys(), labels), eps=[0.07], norm="linf", certify=certificate) for model in (both, one)]
+    assert [bracket.proven for run in runs for bracket in run.brackets.values()] == [3] * 4
+    margins = [[proof.margin for proof in run.proofs] for run in runs]
+    assert margins[1] == pytest.approx(margins[0], abs=1e-5)
+    assert margins[1] == pytest.approx([0.66, 0.26, -0.3, 0.06], abs=1e-4)
+
+
+def test_several_labels_are_refused() -> None:
     with pytest.raises(UsageError, match="a certificate is of one class among several"):
-        rb.evaluate(model, ["fgsm"], (greys(), LABELS), eps=[0.1], norm="linf", certify="told")
+        rb.evaluate(Brightness(), ["fgsm"], (greys(), torch.ones(4, 2)), eps=[0.1], norm="linf", certify="told")
+
+
+def test_where_all_that_is_left_is_proven_no_attack_is_missing() -> None:
+    """One step of gradients leaves two images, and makes no sound row by itself."""
+    name = "fgsm[linf,0.1]"
+    plain, partly, proven = (ran(certify=certify).trust[name] for certify in ([], ["told"], ["crown"]))
+    assert plain.missing
+    assert partly.level == "doubtful"
+    assert partly.missing
+    assert not proven.missing
+    assert not any("no attack" in reason for reason in proven.reasons)
 
 
 # --- told ------------------------------------------------------------------------------------------------------------------

@@ -19,8 +19,10 @@ from robustbench_lite.classifier import Classifier
 from robustbench_lite.data import load_data
 from robustbench_lite.errors import BadSpec, UsageError
 from robustbench_lite.intervals import box, margins
+from robustbench_lite.labelled import from_arrays
 from robustbench_lite.models import load_model
-from robustbench_lite.registry import CERTIFICATES
+from robustbench_lite.registry import ATTACKS, CERTIFICATES
+from robustbench_lite.scenarios import scenario_names
 from robustbench_lite.streams import Streams
 from robustbench_lite.threat import ball
 
@@ -117,6 +119,102 @@ def test_what_is_proven_withstands_attacks(provable: Classifier) -> None:
     broken = {verdict.sample_id for verdict in run.verdicts if verdict.broken}
     assert broken
     assert not proven & broken
+
+
+def points_of(image: Tensor, norm: str, eps: float, count: int) -> Tensor:
+    """(count, C, H, W) of a ball as far as attacks may go: inside, corners, half of the values at an end, and both ends of all."""
+    draw, reach = torch.Generator().manual_seed(0), float(ball(norm, eps).reach)
+    way = torch.rand(count, *image.shape, generator=draw) * 2 - 1 if norm == "linf" else torch.randn(count, *image.shape, generator=draw)
+    way[::3] = way[::3].sign()
+    way[1::3] = way[1::3].sign() * (torch.rand(way[1::3].shape, generator=draw) < 0.5)
+    way[0], way[1] = 1.0, -1.0
+    if norm == "l2":
+        way = way / torch.linalg.vector_norm(way.flatten(1), dim=1).clamp(min=1e-9).reshape(-1, 1, 1, 1)
+    return (image + reach * way).clamp(0, 1)
+
+
+def assert_points_hold(spec: str, classifier: Classifier, eps: float, norm: str, count: int) -> None:
+    """10,000 points of the first proven ball of a few digits are predicted as it says."""
+    images, labels = digits(count)
+    found = proof(spec, classifier, images, labels, eps, norm)
+    row = int(found.proven.long().argmax())
+    assert bool(found.proven[row])
+    with torch.no_grad():
+        logits = classifier(points_of(images[row], norm, eps, 10_000))
+    margin = logits[:, labels[row]] - logits.scatter(1, labels[row].expand(len(logits), 1), -torch.inf).amax(1)
+    assert float(margin.min()) >= float(found.margin[row]) - 1e-4
+    assert bool((margin > 0).all())
+
+
+@pytest.mark.parametrize(
+    ("spec", "norm", "eps"), [("ibp", "linf", 0.05), ("crown", "linf", 0.05), ("zonotope", "linf", 0.05), ("crown", "l2", 0.2)]
+)
+def test_ten_thousand_points_of_a_proven_ball_are_predicted_as_it_says(provable: Classifier, spec: str, norm: str, eps: float) -> None:
+    assert_points_hold(spec, provable, eps, norm, 6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.01), ("l2", 0.05)])
+def test_ten_thousand_points_around_digits_of_a_bundled_model(norm: str, eps: float) -> None:
+    assert_points_hold("crown:batch=1", load_model("digits_pgd_at"), eps, norm, 2)
+
+
+@pytest.mark.slow
+def test_ten_thousand_points_of_a_ball_that_smoothing_proves_win_their_votes(provable: Classifier) -> None:
+    """By 60 votes each. Only on the rim may the odds be as bad as even, and there 15 of 60 votes would be one in ten thousand."""
+    images, labels = digits(6)
+    found = proof("smoothing:sigma=0.1,n=2000", provable, images, labels, 0.05, "l2")
+    row = int(found.radius.argmax())
+    assert bool(found.proven[row])
+    generator, lost, won = torch.Generator().manual_seed(1), 0, 0
+    for part in points_of(images[row], "l2", float(found.radius[row]), 10_000).split(20):
+        noisy = part.repeat_interleave(60, 0)
+        noisy = noisy + 0.1 * torch.randn(noisy.shape, generator=generator)
+        with torch.no_grad():
+            right = (provable(noisy).argmax(1) == labels[row]).reshape(-1, 60).sum(1)
+        won, lost = won + int((right >= 30).sum()), lost + int((right <= 15).sum())
+    assert lost == 0
+    assert won > 9900
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.05), ("l2", 0.2)])
+def test_every_registered_attack_of_a_norm_leaves_what_is_proven(provable: Classifier, norm: str, eps: float) -> None:
+    images, labels = digits(12)
+    proven = proof("crown", provable, images, labels, eps, norm).proven.nonzero()[:, 0][:4]
+    x, y, others = images[proven], labels[proven], [DIGITS[i] for i in range(60, 100)]
+    learnt_from = from_arrays(torch.stack([image for image, _ in others]), torch.tensor([label for _, label in others]))
+    assert len(x) == 4
+    refused = set()
+    # `foolbox` needs a name, and attacks of scenarios are made of others
+    names = [name for name in ATTACKS.names() if name not in ("foolbox", *scenario_names())]
+    fitting = [name for name in names if norm in ATTACKS.build(name).norms]
+    for name in fitting:
+        try:
+            run = rb.evaluate(provable, [name], (x, y), norm=norm, eps=eps, query_budget=60, fit_data=learnt_from, witnesses="none")
+        except UsageError:
+            refused.add(name)
+            continue
+        attacked = [v for v in run.verdicts if v.condition != "clean"]
+        assert attacked
+        assert all(v.broken is False for v in attacked), name
+    assert refused == {"bpda", "sgm"}, "they need stand-ins and residual connections"
+
+
+def test_a_model_of_less_than_float32_is_refused() -> None:
+    class Coarse(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.autocast("cpu", torch.bfloat16):
+                made: Tensor = self.inner(x)
+            return made
+
+    images = torch.full((1, 1, 2, 2), 0.5)  # which bfloat16 holds exactly
+    with pytest.raises(UsageError, match="bfloat16"):
+        proof("crown", Classifier(Coarse(linear().model).eval()), images, torch.tensor([0]), 0.25)
 
 
 @pytest.mark.slow

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
-from robustbench_lite.classifier import Classifier, Preprocess
+from robustbench_lite.classifier import Classifier, Preprocess, untold
 from robustbench_lite.data import load_data
 from robustbench_lite.errors import BadSpec, ModelError, UnknownName
 from robustbench_lite.models import load_model
@@ -82,7 +83,7 @@ def sized(num_classes=3):
     return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, num_classes)).eval()
 
 def normalised():
-    from robustbench_lite.classifier import Classifier, Preprocess
+    from robustbench_lite.classifier import Classifier, Preprocess, untold
     return Classifier(sized(), mean=(0.5,) * 3, std=(0.5,) * 3, preprocess=Preprocess(size=(8, 8), resize=9), classes=3, data="digits")
 
 def training():
@@ -184,3 +185,53 @@ def test_list_of_names() -> None:
     assert "efficientnet_lite0" in listed["bundled"]
     assert len(listed["torchvision"]) >= 80
     assert "timm:convnext_tiny.fb_in1k" in listed["timm"]
+
+
+class Scaled(nn.Module):
+    """Has a setting that its description leaves out, and counts its calls."""
+
+    def __init__(self, factor: float = 1.0) -> None:
+        super().__init__()
+        self.factor, self.calls = factor, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.factor * x.flatten(1)
+
+
+class Pooled(nn.AvgPool2d):
+    """Hands a setting on under another name."""
+
+    def __init__(self, wide: bool) -> None:
+        super().__init__(2, ceil_mode=wide)
+
+
+def digest(*layers: nn.Module) -> str:
+    return Classifier(nn.Sequential(*layers).eval()).digest
+
+
+def test_layers_that_answer_otherwise_have_digests_of_their_own() -> None:
+    made = [
+        *(nn.AvgPool2d(2, **more) for more in ({}, {"divisor_override": 3}, {"ceil_mode": True}, {"count_include_pad": False})),
+        *(Pooled(wide) for wide in (False, True)),
+        *(Scaled(factor) for factor in (1.0, 2.0, 3.0)),
+        *(nn.MultiheadAttention(8, heads).requires_grad_(False) for heads in (1, 2)),
+    ]
+    for layer in made[-2:]:
+        layer.load_state_dict(made[-1].state_dict())
+    assert len({digest(layer) for layer in made}) == len(made)
+
+
+def test_a_digest_hangs_on_no_call_and_on_nothing_that_a_description_tells_already() -> None:
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.AvgPool2d(2), nn.Flatten(), Scaled())
+    classifier = Classifier(nn.Sequential(*layers).eval())
+    before = classifier.digest
+    classifier(torch.rand(2, 3, 8, 8))
+    assert classifier.digest == before
+    assert [list(untold(layer)) for layer in layers] == [[]] * len(layers)
+    assert [list(untold(layer)) for layer in (Scaled(2.0), nn.AvgPool2d(2, 1, divisor_override=3))] == [
+        [("factor", 2.0)],
+        [("divisor_override", 3)],
+    ]
+    assert Classifier(Classifier(nn.Flatten().eval(), name="one")).digest == Classifier(Classifier(nn.Flatten().eval(), name="two")).digest

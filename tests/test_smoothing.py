@@ -27,6 +27,7 @@ from robustbench_lite.defending import Batch
 from robustbench_lite.errors import BadSpec, UsageError
 from robustbench_lite.models import load_model
 from robustbench_lite.registry import CERTIFICATES, DEFENSES
+from robustbench_lite.results import reach
 from robustbench_lite.smoothed import certified_radius, share_at_least, votes
 from robustbench_lite.streams import Streams, generator, seeded
 from robustbench_lite.threat import ball
@@ -124,7 +125,7 @@ def test_a_radius_is_that_of_the_bound_on_the_votes() -> None:
     keyed = replace(draws(2), condition="smoothing: 0.25")
     counts = votes(Classifier(model), x, 0.25, 400, keyed, "estimation", batch=7)[:, 1].tolist()
     expected = [0.25 * float(norm.ppf(beta.ppf(0.01, k, 400 - k + 1))) for k in counts]
-    assert found.radius.tolist() == pytest.approx(expected)
+    assert reach(found.radius).tolist() == pytest.approx(expected, rel=1e-9)
     assert found.margin.isnan().all()
 
 
@@ -274,6 +275,61 @@ def test_a_model_that_draws_itself_is_refused_and_so_is_training_mode() -> None:
     inner.model[1].train()
     with pytest.raises(UsageError, match=r"^model.1 of inner is in training mode: call .eval\(\) on the model first$"):
         CERTIFICATES.build("smoothing").fits(inner)
+
+
+class Odd(nn.Module):
+    """Draws, or lets the images of a pass touch each other, where an image is bright."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.flatten(1).mean(1)
+        more = torch.rand(len(x)) if self.how == "draws" else x.mean().expand(len(x))
+        return torch.stack([mean, 0.5 + more.where(mean > 0.8, 0)], 1)
+
+
+@pytest.mark.parametrize(
+    ("how", "words"), [("draws", "odd answers otherwise when asked again"), ("mixes", "odd answers otherwise where images share a pass")]
+)
+def test_one_odd_image_of_a_batch_is_enough_to_refuse(how: str, words: str) -> None:
+    x, y = torch.full((3, *SHAPE), 0.2), torch.zeros(3, dtype=torch.long)
+    asked = "smoothing:sigma=0.01,n0=5,n=20"
+    assert (proof(asked, Odd(how), x, y, name="odd").prediction == 1).all()
+    x[2] = 0.9
+    with pytest.raises(UsageError, match=words):
+        proof(asked, Odd(how), x, y, name="odd")
+
+
+def test_a_model_that_draws_under_noise_alone_is_refused() -> None:
+    x, y = torch.full((1, *SHAPE), 0.7), torch.tensor([0])  # some values of the noise take it above 0.8
+
+    class Beyond(Odd):
+        def forward(self, x: Tensor) -> Tensor:
+            over = x.flatten(1).amax(1) > 0.9
+            return torch.stack([over * torch.rand(len(x)), torch.full((len(x),), 0.5)], 1)
+
+    with pytest.raises(UsageError, match="when asked again"):
+        proof("smoothing:sigma=0.5,n0=5,n=20", Beyond("draws"), x, y)
+
+
+def test_training_mode_is_refused_by_the_proof_too() -> None:
+    inner = Classifier(linear(torch.ones(16)), name="inner")
+    inner.model[1].train()
+    with pytest.raises(UsageError, match="in training mode"):
+        CERTIFICATES.build("smoothing").prove(inner, torch.full((1, *SHAPE), 0.5), torch.tensor([0]), ball("l2", 0.1), draws(1))
+
+
+def test_what_is_proven_reaches_as_far_as_attacks_may_go() -> None:
+    """All votes are for one class, and the radius is the largest there is: a ball of just that eps has a slack that is not proven."""
+    model, x = at_distances(torch.tensor([9.0]))
+    found = [
+        proof("smoothing:sigma=1,n=200", model, x, torch.tensor([1]), eps=certified_radius(0.001 ** (1 / 200), 1.0) * share)
+        for share in (1 - 1e-4, 1 - 2e-6)
+    ]
+    assert [each.proven.tolist() for each in found] == [[True], [False]]
+    assert float(reach(found[0].radius)) == pytest.approx(certified_radius(0.001 ** (1 / 200), 1.0), rel=1e-9)
 
 
 def test_other_balls_and_several_labels_are_refused() -> None:

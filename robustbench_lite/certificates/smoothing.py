@@ -11,7 +11,8 @@ from robustbench_lite.certifying import Proof
 from robustbench_lite.classifier import Classifier, Images, Labels
 from robustbench_lite.errors import UsageError
 from robustbench_lite.registry import certificate
-from robustbench_lite.smoothed import certified_radius, draws_itself, share_at_least, votes
+from robustbench_lite.results import size_of
+from robustbench_lite.smoothed import certified_radius, draws_itself, mixes_images, share_at_least, votes
 from robustbench_lite.streams import Streams
 from robustbench_lite.threat import Ball
 
@@ -51,7 +52,7 @@ class Smoothing:
     def fits(self, classifier: Classifier) -> None:
         """
         Raises:
-            UsageError: a layer is in training mode, where the draws of a batch would hang on each other.
+            UsageError: a layer is in training mode.
         """
         for name, module in classifier.named_modules():
             if getattr(module, "training", False):  # a frozen TorchScript module has no such flag
@@ -67,14 +68,19 @@ class Smoothing:
         """The class, and a radius where that is the label; another class has none, so that nobody takes it for the label's.
 
         Raises:
-            UsageError: the ball is of another norm, an image has several labels, or the classifier draws numbers of its own.
+            UsageError: the ball is of another norm, an image has several labels, or the classifier is in training mode, draws numbers of
+                its own, or answers otherwise where images share a pass: seen on these images and on noisy ones, and on no others.
         """
         if ball.norm not in self.norms:
             raise UsageError(f"smoothing proves l2 balls, not {ball.norm}: take --norm l2")
         if labels.dim() != 1:
             raise UsageError("smoothing proves one class an image, and these images have several labels")
-        if draws_itself(classifier, images[:1]):
+        self.fits(classifier)
+        noisy = images + self.sigma * draw.normal("asked again", *images.shape[1:]).to(images)
+        if draws_itself(classifier, images) or draws_itself(classifier, noisy):
             raise UsageError(f"{classifier.name} answers otherwise when asked again: smoothing needs a model that draws nothing itself")
+        if mixes_images(classifier, torch.cat([images, noisy])):
+            raise UsageError(f"{classifier.name} answers otherwise where images share a pass, and smoothing counts independent answers")
         # keyed by the smoothed classifier: the same draws, and more of them, at another n, and a larger radius at a larger alpha
         draw = replace(draw, condition=f"smoothing: {self.sigma!r}")
         chosen = votes(classifier, images, self.sigma, self.n0, draw, "selection", batch=self.batch).argmax(1)
@@ -83,6 +89,7 @@ class Smoothing:
         shares = [share_at_least(count, self.n, self.alpha) for count in counts.gather(1, chosen[:, None])[:, 0].tolist()]
         reached = torch.tensor([certified_radius(share, self.sigma) for share in shares], dtype=torch.float64, device=images.device)
         prediction = chosen.where(reached > 0, -1)
-        radius = reached.where(prediction == labels, 0)
+        # attacks may go a little beyond eps, so that a radius is that of the ball whose reach is proven
+        radius = size_of(reached).clamp(min=0).where(prediction == labels, 0)
         proven = (prediction == labels) & (radius >= ball.eps)
         return Proof(proven, prediction, radius, torch.full_like(radius, torch.nan))
