@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import robustbench_lite as rb
 from robustbench_lite.bounded import graph
 from robustbench_lite.certifying import Proof
+from robustbench_lite.diagnostics import Counter, Finding
 from robustbench_lite.errors import InvalidEvaluation, UsageError
 from robustbench_lite.gate.decisions import decide
 from robustbench_lite.gate.rules import parse
@@ -23,6 +24,7 @@ from robustbench_lite.registry import CERTIFICATES
 from robustbench_lite.results import Result
 from robustbench_lite.store import read_run
 from robustbench_lite.threat import ball
+from robustbench_lite.trust import trusts
 
 LABELS = torch.zeros(4, dtype=torch.long)
 
@@ -257,6 +259,19 @@ def test_where_all_that_is_left_is_proven_no_attack_is_missing() -> None:
     assert partly.missing
     assert not proven.missing
     assert not any("no attack" in reason for reason in proven.reasons)
+
+
+@pytest.mark.parametrize(
+    ("weight", "settled", "level"), [("doubts", True, "sound"), ("doubts", False, "doubtful"), ("refutes", True, "refuted")]
+)
+def test_only_doubts_that_an_attack_would_settle_are_settled_by_proofs(weight: Any, settled: bool, level: str) -> None:
+    name, settle = "fgsm[linf,0.1]", (Counter("square"),) if settled else ()
+    result = ran(certify=["crown"])
+    result.__dict__["findings"] = [Finding("odd", weight, (name,), "seen", "means", settle)]
+    assert trusts(result)[name].level == level
+    without = replace(result, proofs=[])
+    without.__dict__["findings"] = result.findings
+    assert trusts(without)[name].level == ("refuted" if weight == "refutes" else "doubtful")
 
 
 # --- told ------------------------------------------------------------------------------------------------------------------
