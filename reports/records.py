@@ -8,6 +8,7 @@ from typing import Any
 
 from robustbench_lite.calibration import calibration_rows
 from robustbench_lite.corruption_metrics import corruption_rows
+from robustbench_lite.quarantine import quarantine
 from robustbench_lite.results import TABLE_COLUMNS, VERDICT_FIELDS, Result
 
 from .believing import doubted, finding_rows
@@ -44,6 +45,7 @@ def derived(result: Result) -> dict[str, Records]:
         "certificates": _records(result.proof_rows),
         "proofs": _records(result.proofs),
         "per_class": _records(class_rows(result)),
+        "quarantine": _records(quarantine(result)),
     }
 
 

@@ -103,7 +103,7 @@ def read_baseline(path: str | Path) -> Baseline:
     try:
         given = json.loads(Path(path).read_text(encoding="utf-8"))
         baseline = Baseline(str(given["name"]), float(given["clean"]), {str(key): float(e) for key, e in given["errors"].items()})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(f'{path} is no baseline ({error}): write {{"name": ..., "clean": 0.43, "errors": {{"fog": 0.82}}}}') from error
     strange = [key for key, value in [("clean", baseline.clean), *baseline.errors.items()] if not 0 < value <= 1]
     if strange:

@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, replace
 from math import sqrt
 from pathlib import Path
 from statistics import stdev
-from typing import Any
 
 from .errors import ModelError
 from .registry import MODELS
@@ -40,6 +39,12 @@ class Figure:
     eps: float | None
     right: tuple[int, ...]
     answers: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.right or not all(0 <= count <= self.answers for count in self.right) or not 0 <= (self.eps or 0) < 1e6:
+            raise ValueError(
+                f"{self.name} of {len(self.right)} images: counts are of 0 to {self.answers} answers, and eps {self.eps} is a size"
+            )
 
     @property
     def condition(self) -> str:
@@ -152,11 +157,13 @@ class Card:
         Raises:
             ModelError: it cannot be read.
         """
+        from pydantic import TypeAdapter
+
         try:
             stored = json.loads(file.read_text("utf-8"))
-            figures = tuple(_figure(figure) for figure in stored.pop("figures"))
-            return cls(**stored | {"figures": figures, "trained_on": tuple(stored["trained_on"])})
-        except (OSError, ValueError, TypeError, KeyError) as error:
+            figures = [figure | {"right": figure["right"].split()} for figure in stored["figures"]]
+            return TypeAdapter(cls).validate_python(stored | {"figures": figures})
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ModelError(f"the card {file} cannot be read ({error}): install the package again") from error
 
     def words(self) -> str:
@@ -173,10 +180,6 @@ class Card:
                 lines.append(f"  {'':24} {'strongest of ' if len(figure.asked) > 1 else ''}{', '.join(figure.asked)}")
         made_with = ", ".join(f"{name} {version}" for name, version in self.versions.items())
         return "\n".join([*lines, "", f"SHA-256 of the checkpoint: {self.digest}", f"made with: {made_with}"])
-
-
-def _figure(stored: dict[str, Any]) -> Figure:
-    return Figure(**stored | {"asked": tuple(stored["asked"]), "right": tuple(map(int, stored["right"].split()))})
 
 
 def _against(figure: Figure, baseline: Card | None) -> str:

@@ -69,7 +69,11 @@ def evaluate(
     ] = None,
     limit: Annotated[int | None, opt(DATA, "A seeded, stratified subset of this many images.")] = None,
     on_bad_image: Annotated[
-        Literal["fail", "undecided"], opt(DATA, "What an unreadable image does: end the run, or count as not correct.")
+        Literal["fail", "quarantine"],
+        opt(
+            DATA,
+            "What an unreadable image does: end the run, or be named, counted as not correct, and asked about again by the same command.",
+        ),
     ] = "fail",
     attack: Annotated[
         list[str] | None, opt(ATTACK, "Spec such as pgd or pgd:steps=100,restarts=5. Repeat for more.", "--attack", "-a", negative="")

@@ -12,6 +12,7 @@ from .cards import Difference
 from .errors import UsageError
 from .paired import holm, mcnemar
 from .pairing import Run, pair
+from .quarantine import unreadable
 from .results import Condition, Result, Verdict
 from .stats import paired_interval, wilson
 from .trust import Trust
@@ -268,4 +269,8 @@ def _remarks(runs: tuple[Run, Run], conditions: tuple[Condition, Condition], row
             proven = sum(verdicts[place].sample_id in bracket.safe for verdicts in row.pairs)
             yield f"Of these images {proven:,} are proven in {run.letter}, whatever the attack."
         if undecided := sum(verdicts[place].broken is None for verdicts in row.pairs):
-            yield f"{undecided:,} images are undecided in {run.letter} and count as not right."
+            unread = sum(unreadable(verdicts[place]) for verdicts in row.pairs)
+            yield (
+                f"{undecided:,} images are undecided in {run.letter} and count as not right"
+                + (f", {unread:,} of them because they could not be read." if unread else ".")
+            )

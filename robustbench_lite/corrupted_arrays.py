@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
-from zipfile import BadZipFile, ZipFile
-from zlib import error as ZlibError
+from zipfile import ZipFile
 
 import numpy as np
 from PIL import Image
@@ -22,13 +21,11 @@ from .corrupted_sets import SEVERITIES, ordered
 from .data import CIFAR_EPS
 from .errors import DataError
 from .labelled import Label, LabelledImages, content_ids, labels_of
-from .packed import Bytes, read_cifar, read_npz
+from .packed import DAMAGED, Bytes, read_cifar, read_npz
 from .pictures import Packed, Pictures, prepared
 from .published import found
 from .registry import data
 
-DAMAGED = (OSError, ValueError, EOFError, KeyError, BadZipFile, ZlibError)
-"""What NumPy and zipfile raise for a file that is cut off or no array."""
 HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 

@@ -192,7 +192,7 @@ def _with_frost(member: Member, folder: str | None) -> Member:
 
 
 def _severities(text: str) -> range:
-    match = re.fullmatch(r"(-?\d+)(?:-(\d+))?", text)
+    match = re.fullmatch(r"(-?\d{1,9})(?:-(\d{1,9}))?", text)
     if match is None:
         raise BadSpec(f"severity={text}: write a number from 1 to 5, or two with a dash between them, such as 1-5")
     first = int(match[1])

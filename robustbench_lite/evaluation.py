@@ -16,7 +16,7 @@ from .errors import UsageError
 from .hanging import watched
 from .labelled import LabelledImages
 from .plan import Attack
-from .requested import Precision, make_folder, now
+from .requested import Precision, digest_as_begun, make_folder, now
 from .resolving import resolve
 from .results import Goal, Result
 from .shards import Sharding
@@ -58,7 +58,7 @@ def evaluate(
     fit_data: str | LabelledImages | None = None,
     keep_outputs: bool = False,
     witnesses: int | Literal["all", "none"] = 1000,
-    on_bad_image: Literal["fail", "undecided"] = "fail",
+    on_bad_image: Literal["fail", "quarantine"] = "fail",
     seed: int = 0,
     shuffle_seed: int = 0,
     out: str | Path | None = None,
@@ -119,7 +119,8 @@ def evaluate(
         keep_outputs: with every verdict the model's outputs, which AUROC needs; images that the model gets wrong by itself are then
             attacked too, for they can be made wrong more surely.
         witnesses: how many adversarial images to keep per condition (a seeded choice), `all` or `none`.
-        on_bad_image: `fail` ends with an error that names the images that cannot be read; `undecided` counts them as not correct
+        on_bad_image: `fail` ends with an error that names the images that cannot be read; `quarantine` names them in the
+            report and counts them as not correct; the same command asks about them again, in case they were mended
             and goes on.
         seed: of every random draw. shuffle_seed: of the order in which images are taken; verdicts do not depend on it.
         out: folder to keep the run in, where the same call goes on after an interruption. None: in memory.
@@ -143,6 +144,7 @@ def evaluate(
     if enough is not None and not where.alone:
         raise UsageError("an evaluation that ends early looks at every verdict as it comes: leave workers out")
     folder = None if out is None else Path(out)
+    resolved.config["identity"]["data"] = digest_as_begun(resolved.images, None if fresh else folder)
     if folder is not None:
         make_folder(folder)
     with ExitStack() as during:

@@ -172,7 +172,7 @@ def _record(work: Work) -> None:
         write_text(file, json.dumps(before | settings, indent=2) + "\n")
     except OSError as error:
         raise UsageError(f"{work.target} cannot be written to ({error.strerror}): choose another folder") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RunMismatch(f"{file} is damaged: choose another folder, or remove it and use --fresh") from error
 
 

@@ -11,7 +11,7 @@ from .errors import RunMismatch, UsageError
 OURS = ("run.json", "results.sqlite", "results.sqlite-wal", "results.sqlite-shm", "lock.sqlite", "lock.sqlite-journal", "table.csv",
         "samples.csv", "cascade.csv", "transfer.csv", "corruptions.csv", "calibration.csv", "sequences.csv", "shape_bias.csv",
         "report.html", "witnesses", "run.json.partial", "gate.json", "gate-junit.xml", "gate.sarif", "gate.md", "badge.json",
-        "badge.svg", "proofs.csv", "certificates.csv", "scenario.html", "clinical.csv", "clinical.json")  # fmt: skip
+        "badge.svg", "proofs.csv", "certificates.csv", "quarantine.csv", "scenario.html", "clinical.csv", "clinical.json")  # fmt: skip
 
 
 def refuse_foreign(folder: Path) -> None:

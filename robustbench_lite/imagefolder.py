@@ -161,7 +161,7 @@ def _read_mapping(file: Path) -> dict[str, int]:
         return dict(_entry(key, value) for key, value in content.items())
     except OSError as error:
         raise DataError(f"cannot read the mapping {file}: {error.strerror}") from error
-    except (ValueError, TypeError, LookupError) as error:
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
         raise DataError(f'the mapping {file} must be JSON, {{"n01440764": 0}} or {{"0": ["n01440764", "tench"]}}: {error}') from error
 
 

@@ -150,10 +150,15 @@ class LabelledImages(Sequence[tuple[Tensor, Label]]):
     @cached_property
     def digest(self) -> str:
         """SHA-256 over ids, labels, file sizes and the names of the variants: equal digests are the same data."""
+        return self.digest_with({})
+
+    def digest_with(self, sizes: Mapping[str, int]) -> str:
+        """The digest, where files with these ids had these sizes."""
         total = hashlib.sha256()
         for index, (key, label) in enumerate(zip(self.ids, self.labels, strict=True)):
             written = sorted(label) if isinstance(label, frozenset) else label
-            total.update(f"{key}\t{written}\t{self.sizes[index] if self.sizes else ''}\n".encode())
+            size = sizes.get(key, self.sizes[index]) if self.sizes else ""
+            total.update(f"{key}\t{written}\t{size}\n".encode())
         for name in self.variants:
             total.update(f"{name}\n".encode())
         return total.hexdigest()

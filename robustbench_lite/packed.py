@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, Literal
 from zipfile import BadZipFile
 from zlib import error as ZlibError
@@ -23,6 +24,9 @@ KEYS = (
     ("x", "y", "patients"),
     ("test_images", "test_labels", "test_patients"),  # MedMNIST's
 )
+
+DAMAGED = (OSError, ValueError, EOFError, KeyError, BadZipFile, ZlibError, NotImplementedError, SyntaxError, TokenError, MemoryError)
+"""What NumPy and zipfile raise for a file that is cut off, no array, or one of impossible size; array headers are read as Python is."""
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -103,7 +107,7 @@ def opened(file: Path) -> Iterator[Any]:
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise DataError(f"{file} holds one array: save images and labels with numpy.savez(FILE, images=..., labels=...)")
             yield archive
-    except (OSError, ValueError, EOFError, BadZipFile, ZlibError) as error:
+    except DAMAGED as error:
         if "allow_pickle" in str(error):
             raise DataError(f"{file} holds pickled objects, which could run code: save plain arrays of numbers instead") from error
         raise DataError(f"{file} is damaged or no .npz file: {error}") from error

@@ -128,7 +128,7 @@ def _rows(file: Path, column: Column) -> Iterator[tuple[int, dict[str, str]]]:
 def _key(text: str, column: Column) -> str:
     if column == "file":
         return PurePosixPath(text.replace("\\", "/")).as_posix()
-    return str(int(text)) if text.isdecimal() else text
+    return str(int(text)) if text.isdecimal() and len(text) < 20 else text
 
 
 def _text(value: object) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -87,12 +89,29 @@ class Files:
         try:
             if dicom.is_dicom(file):
                 return prepared_levels(dicom.read(file), self.preprocess)
-            with Image.open(file) as picture:
+            with quietly(), Image.open(file) as picture:
                 if picture.format == "TIFF" and (pages := getattr(picture, "n_frames", 1)) > 1:
                     raise ValueError(f"it holds {pages} pages: write each into a file of its own")
                 return prepared(picture, self.preprocess)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow raises for a damaged file
+        except (
+            OSError,
+            SyntaxError,
+            ValueError,
+            Image.DecompressionBombError,
+            Image.DecompressionBombWarning,
+        ) as error:  # what Pillow raises for a damaged file
             raise DataError(f"cannot read the image {file}: {error}") from error
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without what Pillow warns of, such as metadata that is cut off: sets of pictures are full of it. Bombs are errors."""
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=UserWarning)
+        warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+        yield
 
 
 def prepared(picture: Image, preprocess: Preprocess | None) -> Tensor:

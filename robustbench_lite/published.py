@@ -217,7 +217,7 @@ def _real_labels(source: str) -> list[frozenset[int]]:
         return [frozenset(entry) for entry in content]
     except OSError as error:
         raise DataError(f"cannot read the ReaL labels {file} ({error.strerror}): write real=timm, or get them from {REASSESSED}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(
             f"{file} must be a JSON list of {VALIDATION_SIZE} lists of class indices, as real.json of {REASSESSED}: {error}"
         ) from error

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from functools import lru_cache
 from pathlib import Path
 from sys import intern
@@ -14,8 +13,10 @@ from typing import Any
 from . import witnesses
 from .matrix import TransferVerdict
 from .proofs import PROOF_FIELDS, ProofVerdict
+from .quarantine import in_words, quarantine
 from .results import VERDICT_FIELDS, Condition, Result, Verdict, Witness
 from .sequences import SequenceVerdict
+from .stored import check_row, from_json
 from .worst import worst_case
 
 JSON_FIELDS = {"label", "clean_prediction", "prediction", "stages", "outputs", "approach"}  # a class or one 0/1 per finding; a mapping
@@ -74,7 +75,7 @@ def read_result(
     asked = ", ".join(f"p.{name}" for name in PROOF_FIELDS)
     proved = database.execute(f"SELECT {asked} FROM proofs p LEFT JOIN samples s USING (sample_id) ORDER BY s.position")
     proofs = sorted(map(proof_verdict, proved), key=lambda v: order[0].index(v.condition))
-    return Result(
+    result = Result(
         config,
         [*conditions, *worst_conditions],
         [*verdicts, *worst_verdicts],
@@ -88,39 +89,46 @@ def read_result(
         proofs,
         [c for c in planned if c.kind == "certified"],
     )
+    if found := quarantine(result):  # said of what is stored, and so no longer once they were mended
+        config = {**config, "notes": [*config["notes"], in_words(found, config["data"]["n"])]}
+    return replace(result, config=config)
 
 
 def proof_verdict(row: Sequence[Any]) -> ProofVerdict:
+    check_row(ProofVerdict, row)
     values = dict(zip(PROOF_FIELDS, row, strict=True))
     return ProofVerdict(**values | {"proven": bool(values["proven"])})
 
 
 def _sequenced(row: Sequence[Any]) -> SequenceVerdict:
+    check_row(SequenceVerdict, row)
     values = dict(zip(SEQUENCE_FIELDS, row, strict=True))
-    return SequenceVerdict(**values | {"predictions": json.loads(values["predictions"])})
+    return SequenceVerdict(**values | {"predictions": from_json("predictions", values["predictions"])})
 
 
 def _transferred(row: Sequence[Any]) -> TransferVerdict:
+    check_row(TransferVerdict, row)
     values = dict(zip(TRANSFER_FIELDS, row, strict=True))
     return TransferVerdict(**values | {name: bool(values[name]) for name in ("white_box", "wrong", "broken", "broken_8bit")})
 
 
-def _read(text: str) -> Any:
+def _read(name: str, text: str) -> Any:
     """A value of its own, or of the many that are a number or nothing, the same for all."""
-    return json.loads(text) if len(text) > 2 and text[0] in "[{" else _shared(text)
+    return from_json(name, text) if len(text) > 2 and text[0] in "[{" else _shared(name, text)
 
 
 @lru_cache(maxsize=2**16)
-def _shared(text: str) -> Any:
-    return json.loads(text)
+def _shared(name: str, text: str) -> Any:
+    return from_json(name, text)
 
 
-def _verdict(row: Iterable[Any]) -> Verdict:
+def _verdict(row: Sequence[Any]) -> Verdict:
+    check_row(Verdict, row)
     # the same few names and ids come with every row, and are to be in memory once
     values: dict[str, Any] = {
         name: intern(value) if isinstance(value, str) else value for name, value in zip(VERDICT_FIELDS, row, strict=True)
     }
-    values |= {name: _read(values[name]) for name in JSON_FIELDS}
+    values |= {name: _read(name, values[name]) for name in JSON_FIELDS}
     if values["broken"] is not None:
         values["broken"] = bool(values["broken"])
     return Verdict(**values)

@@ -20,6 +20,7 @@ from .errors import UsageError
 from .labelled import LabelledImages, from_arrays, from_loader
 from .models import load_model
 from .results import Goal
+from .store import read_config
 
 Precision = Literal["fp32", "bf16"]
 
@@ -94,7 +95,7 @@ def check_words(goal: object, precision: object, batch_size: object, witnesses: 
         ("precision", precision, get_args(Precision)),
         ("batch size", batch_size, ("auto",)),
         ("number of witnesses", witnesses, ("all", "none")),
-        ("way with bad images", on_bad_image, ("fail", "undecided")),
+        ("way with bad images", on_bad_image, ("fail", "quarantine")),
     ):
         if not isinstance(value, int) and value not in words:
             raise UsageError(f"the {name} must be {' or '.join(filter(None, words))}, got {value!r}")
@@ -112,6 +113,19 @@ def make_folder(folder: Path) -> None:
         raise UsageError(f"{folder} cannot be the run's folder ({error.strerror}): choose another --out") from error
     if not os.access(folder, os.W_OK):
         raise UsageError(f"{folder} cannot be written to: choose another --out")
+
+
+def digest_as_begun(images: LabelledImages, folder: Path | None) -> str:
+    """The images' digest, where those that an earlier session of the run in this folder could not read count as they were then: who mends
+    a file is not to start over.
+
+    Raises:
+        UsageError: the folder holds a run whose record cannot be read.
+    """
+    if folder is None or not (folder / "run.json").exists():
+        return images.digest
+    sessions = read_config(folder)["sessions"]
+    return images.digest_with({key: size for session in sessions for key, size in session.get("unreadable", {}).items()})
 
 
 def versions_here() -> dict[str, str]:

@@ -154,7 +154,7 @@ def resolve(
     fit_data: str | LabelledImages | None,
     keep_outputs: bool,
     witnesses: int | Literal["all", "none"],
-    on_bad_image: Literal["fail", "undecided"],
+    on_bad_image: Literal["fail", "quarantine"],
     seed: int,
     shuffle_seed: int,
     command: str | None,

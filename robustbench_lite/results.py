@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from .errors import InvalidEvaluation
 from .matrix import TransferRow, TransferVerdict, transfer_rows
+from .quarantine import unreadable
 from .stats import wilson
 
 if TYPE_CHECKING:
@@ -203,7 +204,7 @@ def stage_rows(condition: Condition, verdicts: Sequence[Verdict]) -> list[StageR
 TABLE_COLUMNS = (
     "model", "data", "condition", "kind", "norm", "eps", "severity", "n", "correct", "accuracy", "ci_low", "ci_high", "undecided",
     "mean_forwards", "mean_backwards", "seconds", "attack", "goal", "search", "success_all", "success_correct", "median_distance",
-    "trust", "at_most", "reasons", "certified", "unsettled",
+    "trust", "at_most", "reasons", "certified", "unsettled", "unreadable",
 )  # fmt: skip
 
 
@@ -247,6 +248,7 @@ def table_row(
         "success_all": None if condition.kind == "clean" else broken / n,
         "success_correct": None if condition.kind == "clean" or not attackable else fallen / attackable,
         "median_distance": statistics.median(distances) if condition.goal == "closest" else None,
+        "unreadable": sum(map(unreadable, verdicts)),
     }  # fmt: skip
 
 

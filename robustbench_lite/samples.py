@@ -18,6 +18,7 @@ from .errors import DataError, RunMismatch
 from .judge import Judge
 from .labelled import LabelledImages, label_tensor
 from .oracle import BAD_LOGITS, TROUBLE
+from .quarantine import UNREADABLE
 from .results import Verdict
 from .store import Store
 from .witnesses import image_digest
@@ -35,7 +36,7 @@ class Options:
     prepare: bool
     query_budget: int | None
     witnesses: int
-    on_bad_image: Literal["fail", "undecided"]
+    on_bad_image: Literal["fail", "quarantine"]
     eot: int | None
     votes: int
     storage_jpeg: int | None = None
@@ -183,7 +184,7 @@ class Samples:
                 try:
                     loaded[key] = self.load(key)
                 except DataError as error:
-                    answers.append(Answer(key, unusable=str(error), trouble=str(error)))
+                    answers.append(Answer(key, unusable=str(error), trouble=UNREADABLE + str(error)))
             if loaded:
                 logits = self.answers(judge, list(loaded), torch.stack(list(loaded.values())).to(self.options.device))
                 for key, image in loaded.items():

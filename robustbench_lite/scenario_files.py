@@ -165,13 +165,13 @@ def _table(path: Path) -> Any:
     if path.suffix == ".toml":
         try:
             return tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
+        except (ValueError, RecursionError) as error:  # also for numbers of thousands of digits, and lists in lists in lists
             raise UsageError(f"{path} is no TOML: {error}") from None
     import yaml  # type: ignore[import-untyped]  # it has none
 
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # also for dates that there are not
         mark = getattr(error, "problem_mark", None)
         at = f" (at line {mark.line + 1}, column {mark.column + 1})" if mark is not None else ""
         raise UsageError(f"{path} is no YAML: {getattr(error, 'problem', None) or error}{at}") from None

@@ -252,7 +252,7 @@ def read_rates(path: str | Path) -> Rates:
         read = json.loads(Path(path).read_text("utf-8"))
     except FileNotFoundError:
         raise DataError(f"{where}: no such file") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{where} cannot be read as JSON: {error}") from None
     form = 'write {"flip_probability": {"translate": 0.11, ...}, "t5d": {"translate": 1.2, ...}}'
     if not isinstance(read, dict) or not set(read) & {"flip_probability", "t5d"}:

@@ -246,7 +246,7 @@ class Session:
                     answers[answer.id] = answer
                 if answer.id == self.samples.probed[0] and self.shifts:
                     self.store.show("clean", thumbnail(self.samples.load(answer.id)))
-                if answer.id not in done and (answer.unusable is None or self.options.on_bad_image == "undecided"):
+                if answer.id not in done and (answer.unusable is None or self.options.on_bad_image == "quarantine"):
                     done.add(answer.id)
                     verdict = self.samples.clean_verdict(answer)
                     wrong += verdict.broken is not False
@@ -260,11 +260,15 @@ class Session:
         return answers
 
     def _refuse(self, bad: Mapping[str, str]) -> None:
+        """End the run where it is to have all images; in any case keep which cannot be used, for they may be mended."""
+        if bad and self.images.sizes:
+            sizes = {key: self.images.sizes[self.samples.position[key]] for key in bad}
+            self.about["unreadable"] = self.about.get("unreadable", {}) | sizes
         if bad and self.options.on_bad_image == "fail":
             first = [f"{key} ({reason})" for key, reason in bad.items()][:3]
             raise InvalidEvaluation(
                 f"{len(bad)} of {len(self.images)} images cannot be used: {', '.join(first)}{', ...' if len(bad) > 3 else ''}; "
-                "mend or remove them, or count them as not correct with --on-bad-image undecided"
+                "mend or remove them, or count them as not correct with --on-bad-image quarantine"
             )
 
     def _shift(self, ids: Sequence[str]) -> None:
@@ -314,7 +318,7 @@ class Session:
         images, used = (self.learn_from, set()) if self.learn_from is not None else halves(self.images, self.options.seed)
         if used:
             # what cannot be read teaches nothing: it is undecided in this row too, as it was in a session before
-            used -= {key for key in used if key in answers and answers[key].unusable} | self.store.decided(name)
+            used -= {key for key in used if key in answers and answers[key].unusable} | {key for key, _ in self.store.fates(name)}
             images = images.take([row for row, key in enumerate(images.ids) if key in used])
         found = self.from_others[job.condition.source].ways if job.condition.source else self.ways
         lesson = partial(

@@ -110,7 +110,7 @@ class Sharding:
         Raises:
             UsageError: something cannot be sent to another process.
         """
-        asked, source = self.asked, self.resolved.source
+        asked, source, config = self.asked, self.resolved.source, self.resolved.config
         sent = {
             **asked,
             "model": _named(asked["model"]),
@@ -120,7 +120,7 @@ class Sharding:
             "radii": self.resolved.options.radii,
         }
         try:
-            return dumps((sent, self.resolved.config["identity"], os.getcwd()))
+            return dumps((sent, config["identity"] | {"data": config["data"]["digest"]}, os.getcwd()))
         except Exception as error:  # whatever the user's own class raises
             raise UsageError(f"the model or the data cannot be sent to workers ({error}): name them, or leave --workers out") from error
 

@@ -20,6 +20,7 @@ from .corrupting import Member, draws, exact, members
 from .errors import DataError, UsageError
 from .judge import Judge
 from .labelled import LabelledImages
+from .quarantine import UNREADABLE
 from .registry import Spec
 from .results import Condition
 from .samples import Answer, Samples
@@ -233,11 +234,10 @@ class Shifted:
             try:
                 loaded[answer.id] = (answer, shift.picture(samples, answer.id))
             except DataError as error:
-                if samples.options.on_bad_image == "undecided":
-                    self.store.add(samples.undecided(name, replace(answer, trouble=str(error))))
+                if samples.options.on_bad_image == "quarantine":
+                    self.store.add(samples.undecided(name, replace(answer, trouble=UNREADABLE + str(error))))
                     self.wrong += 1
-                else:
-                    self.bad.setdefault(answer.id, str(error))
+                self.bad.setdefault(answer.id, str(error))
         if not loaded:
             return
         answers = [answer for answer, _ in loaded.values()]

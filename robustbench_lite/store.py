@@ -26,10 +26,13 @@ from .holding import clear, has_verdicts, locked, refuse_foreign
 from .matrix import TransferVerdict
 from .plan import Finding
 from .proofs import PROOF_FIELDS, ProofVerdict
+from .quarantine import ASKED
 from .records import JSON_FIELDS, SEQUENCE_FIELDS, TRANSFER_FIELDS, proof_verdict, read_result
 from .results import VERDICT_FIELDS, Condition, Result, Verdict, Witness
 from .sequences import SequenceVerdict
+from .stored import read_config
 
+DAMAGE = ("malformed", "not a database", "no such table", "could not decode", "UTF-8", "file is encrypted", "unsupported file format")
 CONDITION, SAMPLE, BROKEN = (VERDICT_FIELDS.index(name) for name in ("condition", "sample_id", "broken"))
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO}
 
@@ -139,8 +142,8 @@ class Store:
             yield key, None if broken is None else bool(broken)
 
     def decided(self, condition: str) -> set[str]:
-        """Sample ids that have a verdict under a condition."""
-        return {row[0] for row in self._database.execute("SELECT sample_id FROM verdicts WHERE condition = ?", (condition,))}
+        """Sample ids that have a verdict under a condition, without those in quarantine."""
+        return {row[0] for row in self._database.execute(f"SELECT sample_id FROM verdicts WHERE condition = ? AND {ASKED}", (condition,))}
 
     def left_out(self, condition: str, reason: str | None = None) -> set[str]:
         """Sample ids that a condition is not for; of all reasons, or of one."""
@@ -154,14 +157,14 @@ class Store:
         return self._database.execute(sql).fetchone() is None
 
     def decided_of(self, conditions: Sequence[str], ids: Sequence[str]) -> set[tuple[str, str]]:
-        """Of these conditions and samples, the pairs that have a verdict."""
+        """Of these conditions and samples, the pairs that have a verdict and are not in quarantine."""
         asked = [",".join("?" * len(values)) for values in (conditions, ids)]
-        sql = f"SELECT condition, sample_id FROM verdicts WHERE condition IN ({asked[0]}) AND sample_id IN ({asked[1]})"
+        sql = f"SELECT condition, sample_id FROM verdicts WHERE condition IN ({asked[0]}) AND sample_id IN ({asked[1]}) AND {ASKED}"
         return set(self._database.execute(sql, (*conditions, *ids)))
 
     def not_correct(self, condition: str) -> int:
-        """How many images are broken or undecided under a condition so far."""
-        return self.count(condition, "broken IS NOT 0")
+        """How many images are broken or undecided under a condition so far, without those in quarantine."""
+        return self.count(condition, f"broken IS NOT 0 AND {ASKED}")
 
     def count(self, condition: str, where: str, *values: object) -> int:
         """Verdicts of a condition that an SQL expression holds for."""
@@ -254,8 +257,7 @@ class Store:
         ):
             course = json.loads(text)
             answer = torch.frombuffer(bytearray(logits), dtype=torch.float32)
-            course["finding"] = Finding(**course["finding"], image=torch.empty(0), logits=answer)
-            found[sample_id] = Course(**course)
+            found[sample_id] = Course(**course | {"finding": Finding(**course["finding"], image=torch.empty(0), logits=answer)})
         return found
 
     def keep(self, condition: str, sample_id: str, witness: Witness) -> str:
@@ -307,7 +309,7 @@ def explained(folder: Path | None) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        if "malformed" in str(error) or "not a database" in str(error):
+        if any(sign in str(error) for sign in DAMAGE):
             raise RunMismatch(f"{folder}/results.sqlite is damaged ({error}): start over with --fresh") from error
         if "no such column" in str(error) or "has no column" in str(error) or "columns but" in str(error):
             raise RunMismatch(f"{folder} was written by another version of robustbench-lite: start over with --fresh") from error
@@ -331,23 +333,6 @@ def write_text(path: Path, text: str) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """What `run.json` holds.
-
-    Raises:
-        UsageError: the folder is not a run.
-    """
-    try:
-        config: dict[str, Any] = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UsageError(f"{folder} is not a run: it has no run.json") from error
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{folder}/run.json cannot be read ({error}): start the run again with --fresh") from error
-    if not isinstance(config, dict) or "identity" not in config:
-        raise UsageError(f"{folder} is not a run: its run.json was written by something else")
-    return config
 
 
 def read_run(folder: str | Path) -> Result:

@@ -102,7 +102,7 @@ class Made:
         try:
             found = json.loads(metadata["robust_train"])
             return cls(**found | {name: tuple(found[name]) for name in ("mean", "std")})
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise ModelError(f"{file} was written by another version of robust-train ({error}): train it again") from error
 
 

@@ -134,7 +134,7 @@ def test_one_at_a_time_works_too(mine: tuple[nn.Module, Tensor, Tensor]) -> None
         ({"precision": "fp16"}, "precision must be fp32 or bf16"),
         ({"batch_size": "big"}, "batch size must be auto"),
         ({"witnesses": "some"}, "witnesses must be all or none"),
-        ({"on_bad_image": "skip"}, "must be fail or undecided"),
+        ({"on_bad_image": "skip"}, "must be fail or quarantine"),
         ({"norm": "l3"}, "has no norm l3"),
         ({"eps": float("nan")}, "finite"),
         ({"eps": float("inf"), "norm": "l0"}, "finite"),

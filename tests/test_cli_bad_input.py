@@ -253,7 +253,7 @@ def test_unreadable_images_are_named_and_counted(robust_eval: CommandLine, insid
     assert (refused.code, refused.out) == (4, "")
     assert "1 of 11 images cannot be used" in refused.complaint
     assert "3/torn.bmp" in refused.complaint
-    ran = inside(*command, "--on-bad-image", "undecided")
+    ran = inside(*command, "--on-bad-image", "quarantine")
     assert ran.code == 4
     assert ran.complaint.startswith("1 images are undecided")
     assert [(row["n"], row["undecided"]) for row in robust_eval.table("run")] == [("11", "1")] * 3

@@ -346,7 +346,7 @@ def test_no_header_text_in_any_output(command: str, request: pytest.FixtureReque
     shutil.copy(REAL / "rtplan.dcm", tmp_path / "series" / "ill" / "20.dcm")
     damaged(tmp_path / "series" / "ill" / "21.dcm")
     (tmp_path / "model.py").write_text(MODEL)
-    options = ("--on-bad-image", "undecided", "-a", "pgd:steps=2", "--eps", "0.1", "--format", "html,csv,json,md,junit", "--out", "run")
+    options = ("--on-bad-image", "quarantine", "-a", "pgd:steps=2", "--eps", "0.1", "--format", "html,csv,json,md,junit", "--out", "run")
     ran = request.getfixturevalue(command)("--model", "model.py:build", "--data", f"imagefolder:{tmp_path / 'series'}", *options)
     assert (ran.code, "Traceback" in ran.err) == (4, False), ran.err
     outputs = {file: file.read_bytes().decode("latin-1") for file in (tmp_path / "run").rglob("*") if file.is_file()}

@@ -295,7 +295,7 @@ def test_images_that_cannot_be_read_are_not_looked_at(monkeypatch: pytest.Monkey
     for number in range(3):
         (tmp_path / "0" / f"{number}.png").write_bytes(b"no picture")
     for order in range(4):  # in which the readable one is not always the first
-        result = rb.evaluate(net(), "fgsm", f"imagefolder:{tmp_path}", eps=0.001, on_bad_image="undecided", shuffle_seed=order)
+        result = rb.evaluate(net(), "fgsm", f"imagefolder:{tmp_path}", eps=0.001, on_bad_image="quarantine", shuffle_seed=order)
         assert [v.broken is None for v in result.of("clean")].count(True) == 3
 
 

@@ -262,8 +262,8 @@ def test_an_image_that_cannot_be_read_teaches_nothing_and_is_undecided(tmp_path:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        pushed(data=torn, out=tmp_path, on_bad_image="undecided", progress=interrupted, batch_size=4)
-    result = pushed(data=torn, out=tmp_path, on_bad_image="undecided")
+        pushed(data=torn, out=tmp_path, on_bad_image="quarantine", progress=interrupted, batch_size=4)
+    result = pushed(data=torn, out=tmp_path, on_bad_image="quarantine")
     assert set(result.left_out[PUSH]) == taught_by - {images.ids[bad]}
     assert [v.broken for v in result.of(PUSH) if v.sample_id == images.ids[bad]] == [None]
     assert len(result.of(PUSH)) == 21

@@ -207,7 +207,7 @@ def test_a_baseline_of_a_run_that_is_no_baseline(inside: Inside, settings: Calla
     settings("pgd.accuracy >= 0.95")
     assert inside("gate", "--attack", "pgd", "--limit", "400", "--out", "short").code == 1
     assert "ended early" in inside("baseline", "write", "short").complaint
-    lost = ("--model", f"{factories}:some_nan", "--data", "digits", "--limit", "60", "--on-bad-image", "undecided", "--out", "nan")
+    lost = ("--model", f"{factories}:some_nan", "--data", "digits", "--limit", "60", "--on-bad-image", "quarantine", "--out", "nan")
     assert inside(*lost).code == 4
     assert "images of nan are undecided" in inside("baseline", "write", "nan").complaint
     assert inside("baseline", "write", "nothing").complaint == "nothing is not a run: it has no run.json"

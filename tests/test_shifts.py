@@ -229,7 +229,7 @@ def test_conditions_of_a_published_set_do_not_read_each_others_files() -> None:
 def test_a_first_image_that_cannot_be_read_is_undecided_as_any_other() -> None:
     base = images(4)
     data = replace(base, pictures=Counted(base.pictures, (0,)))  # type: ignore[arg-type]  # a tensor here
-    result = rb.evaluate(net(), (), data, corruptions="fog:severity=1", on_bad_image="undecided")
+    result = rb.evaluate(net(), (), data, corruptions="fog:severity=1", on_bad_image="quarantine")
     assert [v.broken is None for v in result.of("fog[1]")] == [True, False, False, False]
 
 

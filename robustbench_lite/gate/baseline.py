@@ -159,7 +159,7 @@ def read(path: str | Path) -> Baseline:
     except OSError as error:
         reason = f"there is no baseline at {path}" if isinstance(error, FileNotFoundError) else f"{path} cannot be read ({error.strerror})"
         raise UsageError(f"{reason}: write one with `robust-eval baseline write`") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(f"{path} is no baseline ({error!r}): write one with `robust-eval baseline write`") from None
 
 

@@ -93,6 +93,7 @@ class _Gate:
             figures={"undecided": row.undecided, "independent_images": worst[1]}, line=rule.line,
         )  # fmt: skip
         said = f"accuracy {self._estimate(ruling)} [{low:.4f}, {high:.4f}]"
+        said += f", {row.undecided} undecided images counted as not correct," if row.undecided else ""
         outcomes = held(rule, *worst, levels), held(rule, *best, levels)
         if watched and self._fails_early(rule, row, levels):
             message = f"the first images in the run's order already exclude accuracy {rule.comparison} {rule.threshold:g}, {_of(ruling)}"

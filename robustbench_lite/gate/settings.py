@@ -155,7 +155,7 @@ def _text(file: Path) -> str:
 def _parsed(file: Path, text: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also for numbers of thousands of digits, and lists in lists in lists
         lines = text.split("\n")
         end = f"at line {len(lines)}, column {len(lines[-1]) + 1}"
         raise UsageError(f"{file} cannot be read: {str(error).replace('at end of document', end)}") from None

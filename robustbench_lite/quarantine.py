@@ -1,0 +1,47 @@
+"""Images in quarantine: they could not be read, so that no model was asked about them. They are in n, and correct nowhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .results import Result, Verdict
+
+UNREADABLE = "unreadable: "
+"""How the reason of a verdict about such an image begins."""
+
+ASKED = f"coalesce(reason, '') NOT LIKE '{UNREADABLE}%'"
+"""What SQL says of the verdicts on all others. Whoever goes on with a run reads images in quarantine again, for they may be mended."""
+
+NAMED = 3
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """An image: under how many conditions it could not be read, and why."""
+
+    sample_id: str
+    conditions: int
+    reason: str
+
+
+def unreadable(verdict: Verdict) -> bool:
+    return verdict.broken is None and (verdict.reason or "").startswith(UNREADABLE)
+
+
+def quarantine(result: Result) -> list[Quarantined]:
+    """The images of a run that could not be read."""
+    found: dict[str, list[str]] = {}
+    evaluated = {c.name for c in result.conditions if c.kind != "worst"}  # which only repeats the others
+    for v in result.verdicts:
+        if v.condition in evaluated and unreadable(v):
+            found.setdefault(v.sample_id, []).append(str(v.reason).removeprefix(UNREADABLE))
+    return [Quarantined(key, len(reasons), reasons[0]) for key, reasons in found.items()]
+
+
+def in_words(found: Sequence[Quarantined], n: int) -> str:
+    """`2 of 50 images could not be read and count as not correct: a.png (why); b.png (why)`."""
+    first = "; ".join(f"{each.sample_id} ({each.reason})" for each in found[:NAMED])
+    return f"{len(found):,} of {n:,} images could not be read and count as not correct: {first}{', ...' if len(found) > NAMED else ''}"

@@ -1,0 +1,169 @@
+"""What a run's folder must hold to be read: the form of `run.json`, and the types of what is in the database.
+
+The files may have been damaged, or changed by hand; a reader is to be told so once, and not by whatever stumbles over it first.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import fields
+from functools import cache
+from pathlib import Path
+from typing import (
+    Annotated,
+    Any,
+    Required,  # pydantic takes those of typing from Python 3.12 on
+    get_args,
+    get_type_hints,
+)
+
+from pydantic import Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
+from .errors import RunMismatch, UsageError
+from .results import Condition
+
+Text = dict[str, Any]
+
+
+class Model(TypedDict, total=False):
+    name: Required[str]
+    digest: str
+    recipe: Text | None
+
+
+class Data(TypedDict, total=False):
+    name: Required[str]
+    digest: str
+    n: Annotated[int, Field(ge=1)]
+    spec: str | None
+    source: str
+    classes: int | None
+    task: str | None
+    synthetic: bool
+    disease: list[int] | None
+    class_names: list[str] | None
+
+
+class SessionRecord(TypedDict, total=False):
+    shuffle_seed: int
+    votes: int
+    outputs: Annotated[int, Field(ge=1)]
+    complete: bool
+    unreadable: dict[str, int]
+
+
+class Record(TypedDict, total=False):
+    """`run.json`, as far as it is read again."""
+
+    identity: Required[Text]
+    command: str | None
+    model: Required[Model]
+    data: Required[Data]
+    stated_accuracy: float | None
+    radii: dict[str, float] | None
+    conditions: Required[list[Condition]]
+    goal: str
+    target: int | str | None
+    seed: int
+    query_budget: int | None
+    surrogates: list[str]
+    device: str
+    versions: dict[str, str]
+    notes: Required[list[str]]
+    created: Required[str]
+    sessions: Required[Annotated[list[SessionRecord], Field(min_length=1)]]
+    observed: dict[str, dict[str, Any]] | None
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """What `run.json` holds.
+
+    Raises:
+        UsageError: the folder is not a run.
+        RunMismatch: it is one whose record is damaged.
+    """
+    try:
+        config: dict[str, Any] = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UsageError(f"{folder} is not a run: it has no run.json") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"{folder}/run.json cannot be read ({error}): start the run again with --fresh") from error
+    if not isinstance(config, dict) or "identity" not in config:
+        raise UsageError(f"{folder} is not a run: its run.json was written by something else")
+    check_record(config, folder)
+    return config
+
+
+def check_record(config: Any, folder: Path) -> None:
+    """
+    Raises:
+        RunMismatch: it is not what a run records.
+    """
+    try:
+        _form(Record).validate_python(config)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise damaged(f"{folder}/run.json", f"{place}: {first['msg']}") from None
+
+
+def damaged(what: str, why: str) -> RunMismatch:
+    return RunMismatch(f"{what} is damaged or was changed ({why}): start over with --fresh")
+
+
+@cache
+def _form(form: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(form)
+
+
+CLASSES = int | list[float]  # or one 0/1 for each finding
+FORMS: dict[str, Any] = {
+    "label": CLASSES,
+    "clean_prediction": CLASSES | None,
+    "prediction": CLASSES | None,
+    "stages": dict[str, Annotated[list[int], Field(min_length=2, max_length=2)]],
+    "outputs": list[float] | None,
+    "approach": list[Annotated[list[float], Field(min_length=2, max_length=2)]],
+    "predictions": list[int],
+}
+"""Of what the database keeps as JSON."""
+
+TYPES: dict[Any, tuple[type, ...]] = {str: (str,), int: (int,), bool: (int,), float: (float, int)}
+
+
+@cache
+def _columns(record: type) -> tuple[tuple[str, frozenset[type]], ...]:
+    """The fields of a record, and the types that SQLite may give for each."""
+    hints = get_type_hints(record)
+    found = {}
+    for name in (field.name for field in fields(record)):
+        hint = hints[name]
+        parts = (str,) if name in FORMS and hint not in TYPES else get_args(hint) or (hint,)
+        found[name] = [kind for part in parts for kind in TYPES.get(part, (part,))]
+    return tuple((name, frozenset(kinds)) for name, kinds in found.items())
+
+
+def check_row(record: type, row: Sequence[Any]) -> None:
+    """
+    Raises:
+        RunMismatch: a value of a row has a type that the field of the record has not.
+    """
+    for value, (name, kinds) in zip(row, _columns(record), strict=True):
+        if type(value) not in kinds:
+            raise damaged("results.sqlite", f"{name} is {str(value)[:40]!r}")
+
+
+def from_json(name: str, text: str) -> Any:
+    """A value that the database keeps as JSON.
+
+    Raises:
+        RunMismatch: it is none of this field.
+    """
+    try:
+        value = json.loads(text)
+        _form(FORMS[name]).validate_python(value, strict=True)
+        return value
+    except (ValueError, RecursionError):
+        raise damaged("results.sqlite", f"{name} is {text[:40]!r}") from None
