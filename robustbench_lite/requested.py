@@ -20,7 +20,7 @@ from .errors import UsageError
 from .labelled import LabelledImages, from_arrays, from_loader
 from .models import load_model
 from .results import Goal
-from .store import read_config
+from .stored import read_config
 
 Precision = Literal["fp32", "bf16"]
 
