@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 from rich.console import Console
 
-from robustbench_lite.console import application, exit_code
+from robustbench_lite.console import AllowCode, application, exit_code
 from robustbench_lite.errors import UsageError
+from robustbench_lite.plain_text import say
 
 from .request import Request
 
@@ -36,6 +37,7 @@ def robust_train(
     device: Device = "auto",
     force: bool = False,
     fresh: bool = False,
+    allow_code: AllowCode = False,
     debug: bool = False,
 ) -> None:
     """Train a classifier on the training split of a data set, test it on the test split, and write a checkpoint for robust-eval.
@@ -48,6 +50,7 @@ def robust_train(
         device: auto takes cuda, then mps, then cpu.
         force: overwrite --out.
         fresh: start over instead of going on with an interrupted training.
+        allow_code: run the Python code of a teacher such as my_model.py:build where no terminal shows that it runs.
         debug: show the traceback of an error.
     """
     _check(request.out, force)
@@ -61,7 +64,7 @@ def robust_train(
     with joined(pick_device(device)) as world, _progress(world.first) as report:
         said = run_job(request, world, report, fresh=fresh)
     if said:
-        print(said)
+        say(said)
 
 
 def _check(out: Path, force: bool) -> None:

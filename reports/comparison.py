@@ -15,13 +15,15 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from robustbench_lite import private
 from robustbench_lite.comparison import LEVEL, Beside, Comparison, Flip, Row, Share
 from robustbench_lite.pairing import Run
+from robustbench_lite.plain_text import printable
 from robustbench_lite.registry import report
 from robustbench_lite.store import explained, write_text
 from robustbench_lite.trust import Trust
 
-from .escaping import printable
+from .escaping import cell
 from .slopes import Point, Series, apart_by_severity, chart
 from .table import percent
 
@@ -53,7 +55,7 @@ def comparison(compared: Comparison, folder: Path, formats: Sequence[str] = ("ht
     }
     written = []
     with explained(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        private.folder(folder)
         for name, made in (each for kind in formats for each in files[kind].items()):
             write_text(folder / name, made(compared))
             written.append(folder / name)
@@ -285,7 +287,7 @@ def _lines(columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
     lines = writer(text, lineterminator="\n")
     lines.writerow(columns)
     for row in rows:
-        lines.writerow("" if cell is None else cell for cell in row)
+        lines.writerow("" if value is None else cell(value) for value in row)
     return text.getvalue()
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from robustbench_lite.calibration import CalibrationRow, calibration_row
 from robustbench_lite.corruption_metrics import CorruptionRow
+from robustbench_lite.pictures import picture_in
 from robustbench_lite.results import Result, Verdict
 
 from .table import Row
@@ -90,9 +91,7 @@ def sheet(result: Result) -> tuple[str | None, list[Strip]]:
 def _uri(content: bytes, room: int) -> str:
     """A stored picture as it is where it fits, else a smaller one."""
     if len(content) > room:
-        from PIL import Image
-
-        with Image.open(io.BytesIO(content)) as picture:
+        with picture_in(io.BytesIO(content)) as picture:
             small = picture.convert("L" if picture.mode == "L" else "RGB")
         small.thumbnail((SMALL, SMALL))
         buffer = io.BytesIO()

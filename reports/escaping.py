@@ -1,22 +1,14 @@
-"""Text that others chose (class names, paths, rules) in XML, Markdown and the lines that GitHub reads: none of it is taken for markup."""
+"""Text that others chose (class names, paths, rules) in Markdown, CSV and the lines that GitHub reads: none of it is taken for more."""
 
 from __future__ import annotations
 
 import re
+from typing import Any
 
-FORBIDDEN = re.compile("[^\t\n\r\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-"""What XML 1.0 has no way to write, escaped or not, and the other control characters, which terminals obey. Half a surrogate pair, as in an
-undecodable path, cannot be written as UTF-8 either."""
+from robustbench_lite.plain_text import one_line, printable
 
-
-def printable(text: str) -> str:
-    """`text` with a replacement character for everything that is FORBIDDEN."""
-    return FORBIDDEN.sub("\ufffd", text)
-
-
-def one_line(text: str) -> str:
-    """`text` without line ends, tabs and control characters, for a terminal or a list."""
-    return " ".join(printable(text).split())
+FORMULA = re.compile(r"\s*[=+\-@\t\r＝＋－＠]")
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]inf")
 
 
 def markdown(text: str) -> str:
@@ -32,3 +24,10 @@ def command_message(text: str) -> str:
 def command_property(text: str) -> str:
     """`text` as the value of a property of such a command, which ends at a comma or a colon too."""
     return command_message(text).replace(":", "%3A").replace(",", "%2C")
+
+
+def cell(value: Any) -> Any:
+    """A cell of a CSV file: text that a spreadsheet would take for a formula stands behind an apostrophe; numbers stay as they are."""
+    if not isinstance(value, str) or not FORMULA.match(value) or NUMBER.fullmatch(value):
+        return value
+    return f"'{value}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from robustbench_lite import private
 from robustbench_lite.errors import InvalidEvaluation, UsageError
 from robustbench_lite.results import Result
 
@@ -21,7 +22,7 @@ def write(result: Result, name: str, content: str | bytes) -> Path:
     path = result.folder / name
     unfinished = path.with_name(f".{name}.{os.getpid()}.part")
     try:
-        unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
+        private.write(unfinished, content.encode() if isinstance(content, str) else content)
         os.replace(unfinished, path)
     except OSError as error:
         unfinished.unlink(missing_ok=True)

@@ -9,9 +9,9 @@ from typing import Any
 from urllib.parse import quote
 
 from robustbench_lite.gate.rulings import Judgement, Ruling
+from robustbench_lite.plain_text import printable
 from robustbench_lite.registry import report
 
-from .escaping import printable
 from .files import write
 from .gate_words import settings_path
 from .plain_json import json_text

@@ -9,9 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from robustbench_lite.gate.rulings import Judgement, Outcome, Ruling
+from robustbench_lite.plain_text import one_line
 from robustbench_lite.registry import report
 
-from .escaping import one_line
 from .gate_words import COLOURS, MEANINGS, figure, images, interval, level, subject, verdict
 
 

@@ -14,12 +14,14 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from robustbench_lite import private
 from robustbench_lite.history import History, Line, Point
+from robustbench_lite.plain_text import printable
 from robustbench_lite.registry import report
 from robustbench_lite.store import explained, write_text
 
 from .comparison import points as signed
-from .escaping import printable
+from .escaping import cell
 from .slopes import Point as Drawn
 from .slopes import Series, apart_by_severity, chart
 from .table import amount, percent
@@ -44,7 +46,7 @@ def history(found: History, folder: Path, formats: Sequence[str] = ("html", "csv
     made: dict[str, Callable[[History], str]] = {"html": page, "csv": _csv}
     written = [folder / f"history.{kind}" for kind in formats]
     with explained(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        private.folder(folder)
         for path, kind in zip(written, formats, strict=True):
             write_text(path, made[kind](found))
     return _terminal(found), written
@@ -167,5 +169,5 @@ def _csv(found: History) -> str:
             change = (None, None, None) if point.change is None else (point.change.value, point.change.low, point.change.high)
             figures = [point.value, *(point.interval or (None, None)), point.trust, *change]
             row = [*about, point.digest, point.n, found.metric, *figures]
-            lines.writerow("" if cell is None else cell for cell in row)
+            lines.writerow("" if value is None else cell(value) for value in row)
     return text.getvalue()

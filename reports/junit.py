@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from .escaping import printable
+from robustbench_lite.plain_text import printable
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from robustbench_lite.registry import report
 from robustbench_lite.results import eps_text
 from robustbench_lite.store import explained, write_text
 
+from .escaping import cell
 from .table import percent
 
 COLUMNS = (
@@ -100,7 +101,7 @@ def _csv(board: Board) -> str:
             row += [figure.n, figure.answers, figure.accuracy, *figure.interval]
             row += [None] * 4 if card is None else [card.n, card.accuracy, *card.interval]
             row += [None] * 4 if gap is None else [board.baseline, gap.value, gap.low, gap.high]
-            lines.writerow("" if cell is None else cell for cell in row)
+            lines.writerow("" if value is None else cell(value) for value in row)
     return text.getvalue()
 
 

@@ -10,13 +10,14 @@ from urllib.parse import quote
 
 from rich.console import RenderableType
 
+from robustbench_lite import private
 from robustbench_lite.clinical import Figure
+from robustbench_lite.plain_text import printable
 from robustbench_lite.registry import report
 from robustbench_lite.scenarios import ScenarioReport
 from robustbench_lite.store import explained, write_text
 
 from .believing import command_of
-from .escaping import printable
 from .scenario_csv import csv_text
 from .scenario_json import json_of
 from .scenario_pictures import pictures
@@ -58,7 +59,7 @@ def scenario(report: ScenarioReport, folder: Path) -> tuple[RenderableType, Path
         InvalidEvaluation: a file could not be written.
     """
     with explained(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        private.folder(folder)
         write_text(folder / "clinical.csv", csv_text(report))
         write_text(folder / "clinical.json", json_of(report))
         write_text(folder / PAGE, page(report))
@@ -80,7 +81,7 @@ def index(reports: Sequence[ScenarioReport], folder: Path) -> Path:
         entries.append((each, link, table[0], hardest(table)))
     text = _rendered("scenarios.html", entries=entries, disclaimer=DISCLAIMER, marked=SYNTHETIC)
     with explained(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        private.folder(folder)
         write_text(folder / INDEX, text)
     return folder / INDEX
 

@@ -10,6 +10,7 @@ from typing import Any
 from robustbench_lite.clinical import Figure, Figures
 from robustbench_lite.scenarios import Measured, Published, ScenarioReport
 
+from .escaping import cell
 from .scenario_rows import COLUMNS
 
 COLUMNS_OF_FILE = (
@@ -27,7 +28,7 @@ def csv_text(report: ScenarioReport) -> str:
     writer = DictWriter(text, COLUMNS_OF_FILE, restval="", lineterminator="\n")
     writer.writeheader()
     for line in _lines(report):
-        writer.writerow({key: "" if value is None else value for key, value in line.items()})
+        writer.writerow({key: "" if value is None else cell(value) for key, value in line.items()})
     return text.getvalue()
 
 

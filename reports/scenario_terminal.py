@@ -7,9 +7,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from robustbench_lite.plain_text import one_line
 from robustbench_lite.scenarios import ScenarioReport
 
-from .escaping import one_line
 from .scenario_rows import DISCLAIMER, PUBLISHED, SYNTHETIC, Cell, Line, counted, legend, lines, printed, summary
 
 HEADINGS = {"accuracy": "accuracy, %", "auroc": "AUROC", "confidence": "confidence, %", "success": "success, %"}

@@ -14,6 +14,7 @@ from typing import Any
 from robustbench_lite.registry import file_format, report
 from robustbench_lite.results import Result
 
+from .escaping import cell
 from .files import write
 from .records import Records, derived, samples, table
 
@@ -39,7 +40,7 @@ def _lines(records: Records) -> str:
     """A heading and one line per record."""
     text = io.StringIO()
     lines = writer(text, lineterminator="\n")
-    lines.writerow(records[0])
+    lines.writerow(map(cell, records[0]))
     lines.writerows([_cell(value) for value in record.values()] for record in records)
     return text.getvalue()
 
@@ -49,4 +50,4 @@ def _cell(value: Any) -> str:
         return ""
     if isinstance(value, bool | list | tuple | dict):
         return json.dumps(value)
-    return repr(value) if isinstance(value, float) else str(value)
+    return repr(value) if isinstance(value, float) else str(cell(str(value)))

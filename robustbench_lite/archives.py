@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import pickle
+import re
 import warnings
 import zipfile
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from .checkpoints import is_torchscript
+from .checkpoints import check_model_zip, is_torchscript
 from .classifier import Classifier, Images, Logits, Preprocess
 from .errors import ModelError
 
@@ -34,6 +35,18 @@ TRAINING_ARGUMENT = {
     "feature_dropout": 2,
     "feature_alpha_dropout": 2,
 }
+
+# parts of an archive of torch.export by name, which torch looks up in either case: those that it unpickles, and those that it reads as
+# numbers or text; objects under data/constants are unpickled whatever they hold, and so are neither
+NAMED = r"(?!custom_|opaque_)[^/]*"
+UNPICKLED = re.compile(
+    rf"data/(sample_inputs|weights|constants)/{NAMED}\.pt|serialized_(state_dict|constants|example_inputs)\.(pt|json)", re.I
+)
+PLAIN = re.compile(
+    r"version|archive_format|archive_version|byteorder|\.data/\w+|models/[^/]*\.json|serialized_exported_program\.json|extra/.*"
+    rf"|data/weights/(weight_\d+|{NAMED}_config\.json)|data/constants/(tensor_\d+|{NAMED}_config\.json)",
+    re.I,
+)
 
 
 class Archive(nn.Module):
@@ -66,11 +79,11 @@ def load_archive(path: str | Path, *, allow_pickle: bool = False) -> Classifier:
     The input size, the channels and the class count are read from a .pt2 archive; a TorchScript one does not record them.
 
     Args:
-        allow_pickle: read .pt2 archives with pickled objects inside, which can run any code.
+        allow_pickle: read .pt2 archives with pickled objects or machine code inside, which can run any code.
 
     Raises:
         ModelError: no such file, damaged, a state dict instead of a model, made in training mode or for one batch size,
-            or with pickled objects inside.
+            or with pickled objects or machine code inside.
     """
     file = Path(path).expanduser()
     if not file.is_file():
@@ -95,10 +108,10 @@ def _torchscript(file: Path) -> Classifier:
 
 
 def _exported(file: Path, allow_pickle: bool) -> Classifier:
-    if not allow_pickle:
-        _refuse_pickles(file)
+    check_model_zip(file)
+    source = file if allow_pickle else _harmless(file)
     try:
-        program = torch.export.load(file)
+        program = torch.export.load(source)
     except Exception as error:  # torch raises AssertionError, KeyError, RuntimeError and its own for a damaged archive
         raise ModelError(f"{file} is damaged or of another torch version: {type(error).__name__}: {error}".splitlines()[0]) from error
     if any(_trains(node) for node in program.graph.nodes):
@@ -115,26 +128,39 @@ def _exported(file: Path, allow_pickle: bool) -> Classifier:
     return Classifier(Archive(model, file), name=file.name, classes=classes, preprocess=preprocess)
 
 
-def _refuse_pickles(file: Path) -> None:
-    """`torch.export.load` unpickles whatever an archive tells it to, so every such part is looked at first."""
+def _harmless(file: Path) -> io.BytesIO:
+    """The archive, packed anew from parts that cannot run code.
+
+    `torch.export.load` unpickles whatever an archive tells it to, and loads the machine code in it. So every part is looked at first, and
+    what torch gets is a copy of just these parts: it finds its way through a zip file by other means than Python does.
+    """
+    copy = io.BytesIO()
     try:
-        with zipfile.ZipFile(file) as archive:
+        with zipfile.ZipFile(file) as archive, zipfile.ZipFile(copy, "w") as clean, warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # torch's own words on pickles of another protocol
             for member in archive.infolist():
-                content = archive.read(member) if member.filename.endswith((".pt", "_config.json")) else b""
-                if content and member.filename.endswith(".pt"):
+                content = archive.read(member)
+                name = member.filename.partition("/")[2] if "/" in member.filename else member.filename
+                if UNPICKLED.fullmatch(name):
                     torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-                elif content:
+                elif not PLAIN.fullmatch(name):
+                    raise pickle.UnpicklingError(f"{name} is no part of a model that is known")
+                elif name.lower().endswith("_config.json"):
                     json.loads(content, object_hook=_refuse_pickled_tensor)
+                clean.writestr(member.filename, content)
     except pickle.UnpicklingError as error:
         advice = "pass --allow-pickle if you trust where the file comes from"
-        raise ModelError(f"{file} holds pickled objects, which could run code: {advice}") from error
+        raise ModelError(f"{file} holds pickled objects or machine code, which could run code: {advice}") from error
     except (zipfile.BadZipFile, EOFError, RuntimeError, ValueError, OSError) as error:
         raise ModelError(f"{file} is damaged or no archive of torch.export.save: {str(error).splitlines()[0]}") from error
+    copy.seek(0)
+    return copy
 
 
-def _refuse_pickled_tensor(entry: dict[str, Any]) -> None:
+def _refuse_pickled_tensor(entry: dict[str, Any]) -> dict[str, Any]:
     if entry.get("use_pickle"):
         raise pickle.UnpicklingError("a tensor stored as a pickle")
+    return entry
 
 
 def _trains(node: torch.fx.Node) -> bool:

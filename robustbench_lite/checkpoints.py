@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import ModelError
+from .unpacking import check_zip
 
 WRAPPERS = ("state_dict", "model", "model_state_dict", "net", "ema")
 PREFIXES = ("module.", "model.", "_orig_mod.")
@@ -53,6 +54,8 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
 
 
 def _read_torch(file: Path, allow_pickle: bool) -> Any:
+    if zipfile.is_zipfile(file):
+        check_model_zip(file)
     if is_torchscript(file):
         raise ModelError(f"{file} is a TorchScript archive, a whole model: pass it as --model {file}")
     try:
@@ -72,16 +75,29 @@ def _read_torch(file: Path, allow_pickle: bool) -> Any:
         raise ModelError(f"{file} is damaged or no file of torch.save: {type(error).__name__}: {_first_line(error)}") from error
 
 
+def check_model_zip(file: Path) -> None:
+    """Refuse a file of torch that would fill the memory.
+
+    Raises:
+        ModelError: it would, or it is damaged.
+    """
+    try:
+        check_zip(file, ModelError)
+    except (zipfile.BadZipFile, OSError) as error:
+        raise ModelError(f"{file} is damaged or no file of torch.save: {_first_line(error)}") from error
+
+
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or ["no reason given"])[0]
 
 
 def is_torchscript(file: Path) -> bool:
     """Whether a file is an archive of `torch.jit.save`: the only kind with code and constants side by side."""
-    if not zipfile.is_zipfile(file):
+    try:
+        with zipfile.ZipFile(file) as archive:
+            names = {name.partition("/")[2] for name in archive.namelist()}
+    except zipfile.BadZipFile:
         return False
-    with zipfile.ZipFile(file) as archive:
-        names = {name.partition("/")[2] for name in archive.namelist()}
     return "constants.pkl" in names and any(name.startswith("code/") for name in names)
 
 

@@ -64,6 +64,7 @@ def evaluate(
     resize: Annotated[int | None, opt(MODEL, "Shorter side before the centre crop.")] = None,
     interpolation: Annotated[Literal["nearest", "bilinear", "bicubic", "lanczos"] | None, opt(MODEL, "Of the resize.")] = None,
     allow_pickle: Annotated[bool, opt(MODEL, "Read weights that can run code. Only for files that you trust.", negative="")] = False,
+    allow_code: Annotated[bool, opt(MODEL, "Run file.py:build and the like where no terminal shows that it runs.", negative="")] = False,
     data: Annotated[
         str | None, opt(DATA, "imagenet, cifar10, cifar10:/path, digits, imagefolder:/path, npz:/path. Default: the model's.")
     ] = None,

@@ -10,9 +10,10 @@ from cyclopts import App, Parameter
 from rich.console import Console
 
 from . import compare_commands, scenario_commands
-from .console import bars, complain, finish, formats_of, show
+from .console import AllowCode, bars, complain, finish, formats_of, show
 from .errors import WitnessRefuted
 from .gate import commands as gating
+from .plain_text import say
 from .worker_options import USUAL, WorkerOptions
 
 Kind = Literal[
@@ -97,7 +98,7 @@ def corrupt(
             fresh=fresh,
             progress=lambda done, total: progress("pictures", done, total, 0),
         )
-    print(f"{written} pictures written to {target}" + (f", {known} were there already" if known else ""))
+    say(f"{written} pictures written to {target}" + (f", {known} were there already" if known else ""))
     return 0
 
 
@@ -111,6 +112,7 @@ def leaderboard(
     where: WorkerOptions = USUAL,
     out: Annotated[Path | None, opt("Folder of the runs and the page. Default: one under robust-eval-runs.")] = None,
     fresh: Annotated[bool, opt("Start over instead of going on where an earlier run stopped.")] = False,
+    allow_code: AllowCode = False,
     debug: Debug = False,
 ) -> int:
     """Say what each defense is worth: the bundled models side by side, clean, attacked and corrupted. An interrupted one goes on."""
@@ -123,7 +125,7 @@ def leaderboard(
         board = compare(data, model or (), eps=eps, limit=limit, full=full, workers=where.asked(), out=out, fresh=fresh, progress=progress)
     table, page = REPORTS.get("leaderboard")(board)
     show(table)
-    print(f"page: {page}")
+    say(f"page: {page}")
     undecided = [f"{line.undecided} of {line.name}" for line in board.lines if line.undecided]
     if undecided:
         complain(
@@ -152,20 +154,23 @@ def verify(
     /,
     *,
     allow_pickle: Annotated[bool, opt("Read weights that can run code.")] = False,
+    allow_code: Annotated[bool, opt("Run the Python code that the run names as its model.")] = False,
     debug: Debug = False,
 ) -> int:
     """Check every witness of a run against the model; exit 1 if one does not hold."""
     from .verification import verify as check
 
     with bars() as progress:
-        checked = check(run, allow_pickle=allow_pickle, progress=lambda done, total: progress("witnesses", done, total, 0))
+        checked = check(
+            run, allow_pickle=allow_pickle, allow_code=allow_code, progress=lambda done, total: progress("witnesses", done, total, 0)
+        )
     for failure in checked.failures[:20]:
-        print(f"does not hold: {failure}")
+        say(f"does not hold: {failure}")
     unkept = f"; of {checked.not_kept} more broken images no witness was kept" if checked.not_kept else ""
     if checked.failures:
         raise WitnessRefuted(f"{len(checked.failures)} of {checked.holding + len(checked.failures)} witnesses do not hold{unkept}")
     if not checked.holding:
         print("no image was broken by an attack, so that there is no witness to check")
         return 0
-    print(f"all {checked.holding} witnesses hold{unkept}")
+    say(f"all {checked.holding} witnesses hold{unkept}")
     return 0

@@ -9,6 +9,7 @@ from cyclopts import App, Parameter
 
 from .console import default_folder, show
 from .errors import UsageError
+from .plain_text import say
 
 Format = Literal["html", "csv", "json"]
 Metric = Literal["accuracy", "success_correct", "median_distance", "mean_forwards", "mean_backwards", "seconds"]
@@ -41,7 +42,7 @@ def compare(
     folder = _folder(out, [*runs], "compare-" + "-".join(dict.fromkeys(run.resolve().name for run in runs)))
     table, files = REPORTS.get("comparison")(comparison, folder, wanted)
     show(table)
-    print(f"written: {', '.join(map(str, files))}")
+    say(f"written: {', '.join(map(str, files))}")
     found = any(row.sure for beside in comparison.others for row in beside.rows)
     return 1 if fail_on_difference and found else 0
 
@@ -64,7 +65,7 @@ def history(
     found = read_history(folder, metric=metric, condition=condition)
     table, files = REPORTS.get("history")(found, _folder(out, [folder], "history") if out else folder, wanted)
     show(table)
-    print(f"written: {', '.join(map(str, files))}")
+    say(f"written: {', '.join(map(str, files))}")
     return 0
 
 

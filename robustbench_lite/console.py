@@ -8,19 +8,25 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 
+from .allowing import of_command
 from .errors import RobustEvalError, UsageError
+from .plain_text import one_line, printable, say, without_commands
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import ConsoleOptions, RenderableType
+    from rich.segment import Segment
 
     from .results import Result
 
+AllowCode = Annotated[bool, Parameter(help="Run file.py:build and the like where no terminal shows that it runs.", negative="")]
+"""Read by `exit_code`, as --debug is."""
 Progress = Callable[[str, int, int, int], None]
 """Told what is being done, how many images are done, how many there are, and how many of them are broken."""
 
@@ -41,7 +47,8 @@ def exit_code(program: str, command: Callable[[Sequence[str]], object], words: S
     """Run a command on the words after its name; its exit code, as the errors module documents. Whatever goes wrong is said in one line."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported; spinning threads starve a shared machine
     try:
-        code = command(words)
+        with of_command("--allow-code" in words):
+            code = command(words)
     except CycloptsError as error:
         complain(program, f"{error} ({program} --help lists the options)")
         return 2
@@ -66,7 +73,7 @@ def exit_code(program: str, command: Callable[[Sequence[str]], object], words: S
 
 def complain(program: str, message: str) -> None:
     """One line on standard error."""
-    print(f"{program}: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    say(f"{program}: {message}", sys.stderr)
 
 
 def finish(result: Result, seconds: float | None, formats: Sequence[str], *, strict: bool = False) -> int:
@@ -78,8 +85,8 @@ def finish(result: Result, seconds: float | None, formats: Sequence[str], *, str
         first, *others = result.write(formats)
     show(REPORTS.get("terminal")(result))
     for note in result.config["notes"]:
-        print(f"note: {note}")
-    print(f"report: {first}" + "".join(f", {path.name}" for path in others) + (f"  ({seconds:.0f} s)" if seconds is not None else ""))
+        say(f"note: {note}")
+    say(f"report: {first}" + "".join(f", {path.name}" for path in others) + (f" ({seconds:.0f} s)" if seconds is not None else ""))
     undecided = {v.sample_id for v in result.verdicts if v.broken is None}
     if undecided:
         reasons = sorted({str(v.reason) for v in result.verdicts if v.broken is None})
@@ -97,8 +104,19 @@ def show(table: RenderableType) -> None:
     """Print something of rich's on standard output."""
     console = Console()
     with console.capture() as text:  # rich would end the process by itself where the reader of our output has gone
-        console.print(table)
-    print(text.get(), end="")
+        console.print(_Plain(table))
+    print(without_commands(text.get()), end="")
+
+
+@dataclass(frozen=True)
+class _Plain:
+    """What is shown, without the control characters that names in it may hold: rich lets them through to the terminal."""
+
+    shown: RenderableType
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
+        for segment in console.render(self.shown, options):
+            yield segment if segment.control else segment._replace(text=printable(segment.text))
 
 
 def formats_of(text: str) -> list[str]:
@@ -152,7 +170,7 @@ def bars() -> Iterator[Progress]:
             nonlocal said
             if time.monotonic() - said >= 10:
                 said = time.monotonic()
-                print(f"{name}: {done} of {total}, {broken} broken", file=sys.stderr, flush=True)
+                say(f"{name}: {done} of {total}, {broken} broken", sys.stderr)
 
         yield line
         return
@@ -170,7 +188,7 @@ def bars() -> Iterator[Progress]:
 
         def bar(name: str, done: int, total: int, broken: int) -> None:
             if name not in tasks:
-                tasks[name] = drawn.add_task(name.replace("[", r"\["), note="")
+                tasks[name] = drawn.add_task(one_line(name).replace("[", r"\["), note="")
             drawn.update(tasks[name], completed=done, total=total, note=f"{broken} broken" if broken else "")
 
         yield bar

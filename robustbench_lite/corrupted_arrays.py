@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
-from zipfile import ZipFile
+from zipfile import ZipFile, is_zipfile
 
 import numpy as np
 from PIL import Image
@@ -25,6 +25,7 @@ from .packed import DAMAGED, Bytes, read_cifar, read_npz
 from .pictures import Packed, Pictures, prepared
 from .published import found
 from .registry import data
+from .unpacking import check_npz
 
 HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
@@ -126,6 +127,8 @@ class MedMnistC:
         files = {name: folder / f"{name}.npz" for name in ordered(file.stem for file in folder.glob("*.npz"))}
         if not files:
             raise DataError(f"{folder} has no .npz files, one a corruption: MedMNIST-C is to be had from {origin}")
+        for file in filter(is_zipfile, files.values()):
+            check_npz(file, DataError)
         every = {name: Archive(file, origin) for name, file in files.items()}
         first = next(iter(every.values()))
         labels = _once(labels_of(first.labels, first.file.name), first.file)

@@ -33,6 +33,10 @@ COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 """Where "enhanced" files say what others say at the top."""
 
+DEFLATED = "1.2.840.10008.1.2.1.99"
+MOST_PIXELS = 2**27
+"""Of a picture; mammograms have a quarter of it."""
+
 HEADER = ("PatientID", "PhotometricInterpretation", "WindowCenter", "VOILUTSequence", *GROUPS)
 
 Values = np.ndarray[Any, np.dtype[np.float64]]
@@ -69,6 +73,7 @@ def read(file: Path) -> Levels:
     """
     pydicom = _pydicom()
     with file.open("rb") as stream, _unquoted():
+        _refuse_deflated(file)
         levels = _levels(pydicom.dcmread(stream))
         if not (levels.min() >= 0 and levels.max() <= 1):  # NaN comes through neither
             raise Unreadable("its pixel values do not fit its header")
@@ -151,12 +156,21 @@ def _header(file: Path) -> tuple[str, bool]:
     pydicom = _pydicom()
     try:
         with file.open("rb") as stream, _unquoted():
+            _refuse_deflated(file)
             dataset = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=list(HEADER))
             grey = str(dataset.get("PhotometricInterpretation")).startswith("MONOCHROME")
             windowed = bool(dataset.get("VOILUTSequence")) or _saying(dataset, "WindowCenter", "FrameVOILUTSequence") is not None
             return str(dataset.get("PatientID") or "").strip(), windowed or not grey
     except (Unreadable, OSError):
         return "", True
+
+
+def _refuse_deflated(file: Path) -> None:
+    """pydicom would inflate a whole file of this rare syntax at once, to whatever size."""
+    from pydicom.filereader import read_file_meta_info
+
+    if read_file_meta_info(file).get("TransferSyntaxUID") == DEFLATED:
+        raise Unreadable("it is deflated as a whole and could unpack to any size: convert it, as with dcmconv --write-xfer-little")
 
 
 def _levels(dataset: Any) -> Values:
@@ -166,6 +180,9 @@ def _levels(dataset: Any) -> Values:
     frames = int(dataset.get("NumberOfFrames") or 1)
     if frames > 1:
         raise Unreadable(f"it holds {frames} frames: write each into a file of its own")
+    sides = (int(dataset.Rows), int(dataset.Columns))
+    if sides[0] * sides[1] > MOST_PIXELS:
+        raise Unreadable(f"it says that it has {sides[1]} x {sides[0]} pixels, more than {MOST_PIXELS:,}: scale it down")
     values, coding = _stored(dataset), str(dataset.PhotometricInterpretation)
     if coding in ("MONOCHROME1", "MONOCHROME2"):
         levels = _shown(values, dataset)

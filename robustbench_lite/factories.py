@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import nn
 
+from .allowing import ask
 from .classifier import Classifier, Preprocess
 from .errors import ModelError, RobustEvalError, did_you_mean
 
@@ -29,8 +30,10 @@ def build_model(spec: str, num_classes: int | None = None) -> Classifier:
         num_classes: passed on to a function with a parameter of that name; otherwise only noted.
 
     Raises:
+        UsageError: code may not run, as `allowing` has it.
         ModelError: nothing to import, an exception in the user's code, no module returned, or one in training mode.
     """
+    ask(spec)
     place, _, name = spec.rpartition(":")
     folder = Path(place).expanduser().resolve().parent if place.endswith(".py") else Path.cwd()
     with _importable(folder):

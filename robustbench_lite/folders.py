@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from . import private
 from .classifier import Preprocess
 from .corrupting import Member, draws, members
 from .engines.engine import Job, Send
@@ -159,7 +160,7 @@ def _record(work: Work) -> None:
         "seed": work.seed,
     } | {member.name: repr(member.corruption) for member, _ in work.asked}
     try:
-        work.target.mkdir(parents=True, exist_ok=True)
+        private.folder(work.target)
         before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
         if work.fresh:
             before = _without_old_files(work, before, settings)

@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 from pathlib import Path
 
+from . import private
 from .errors import RunMismatch, UsageError
 
 OURS = ("run.json", "results.sqlite", "results.sqlite-wal", "results.sqlite-shm", "lock.sqlite", "lock.sqlite-journal", "table.csv",
@@ -23,7 +24,7 @@ def refuse_foreign(folder: Path) -> None:
 
 def locked(folder: Path) -> sqlite3.Connection:
     """A lock that dies with its process, on every system that SQLite knows."""
-    lock = sqlite3.connect(folder / "lock.sqlite", timeout=0.1, isolation_level=None)
+    lock = sqlite3.connect(private.file(folder / "lock.sqlite"), timeout=0.1, isolation_level=None)
     try:
         lock.execute("BEGIN EXCLUSIVE")
     except sqlite3.OperationalError as error:

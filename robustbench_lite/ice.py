@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from .errors import DataError, UsageError
+from .pictures import picture_in
 from .streams import Streams
 
 PHOTOGRAPHS = ("frost1.png", "frost2.png", "frost3.png", "frost4.jpg", "frost5.jpg")
@@ -86,11 +86,11 @@ def photographs(folder: str, scale: float = 1.0) -> tuple[Tensor, Tensor]:
     for name in PHOTOGRAPHS:
         path = Path(folder) / name
         try:
-            with Image.open(path) as picture:
+            with picture_in(path) as picture:
                 pixels = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
         except FileNotFoundError:
             raise UsageError(f"frost: there is no {path}; {SOURCE}") from None
-        except OSError as error:  # what Pillow raises of files that it cannot read
+        except (OSError, ValueError) as error:  # what Pillow raises of files that it cannot read
             raise UsageError(f"frost: {path} cannot be read as a picture ({error}); {SOURCE}") from None
         pictures.append(_resized(pixels, scale))
     sizes = torch.tensor([pixels.shape[1:] for pixels in pictures])

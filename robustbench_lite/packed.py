@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from tokenize import TokenError
 from typing import Any, Literal
-from zipfile import BadZipFile
+from zipfile import BadZipFile, is_zipfile
 from zlib import error as ZlibError
 
 import numpy as np
@@ -18,6 +18,7 @@ from .errors import DataError
 from .labelled import LabelledImages, content_ids, from_arrays, labels_of
 from .patients import SPLITS, apart, patients_in, patients_of
 from .pictures import Packed
+from .unpacking import check_npz
 
 KEYS = (
     ("images", "labels", "patients"),
@@ -97,11 +98,13 @@ def opened(file: Path) -> Iterator[Any]:
     """An .npz archive, whose arrays are read when they are asked for.
 
     Raises:
-        DataError: no such file, damaged, pickled objects, or one array alone.
+        DataError: no such file, damaged, pickled objects, one array alone, or arrays that would fill the memory.
     """
     if not file.is_file():
         raise DataError(f"there is no file {file}")
     try:
+        if is_zipfile(file):
+            check_npz(file, DataError)
         with file.open("rb") as stream:  # NumPy leaves a damaged archive open when it opens the file itself
             archive = np.load(stream, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from torch import Tensor
 
@@ -18,6 +18,7 @@ from .errors import DataError
 if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image
+    from PIL.ImageFile import ImageFile
 
     from .classifier import Levels
 
@@ -25,6 +26,8 @@ WHITE_IS_ZERO = 262, 0
 """The tag of a TIFF file that says what its values mean, and what it says where they are inverted."""
 BITS = 258
 """The tag of a TIFF file that says how many bits a value has."""
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "PPM", "WEBP", "GIF", "JPEG2000")
+"""Those that Pillow decodes by itself: it hands EPS to Ghostscript, whatever the file is called."""
 
 
 class Pictures(Protocol):
@@ -83,34 +86,43 @@ class Files:
         return len(self.paths)
 
     def __getitem__(self, index: int, /) -> Tensor:
-        from PIL import Image
-
         file = self.folder / self.paths[index]
         try:
             if dicom.is_dicom(file):
                 return prepared_levels(dicom.read(file), self.preprocess)
-            with quietly(), Image.open(file) as picture:
+            with quietly(), picture_in(file) as picture:
                 if picture.format == "TIFF" and (pages := getattr(picture, "n_frames", 1)) > 1:
                     raise ValueError(f"it holds {pages} pages: write each into a file of its own")
                 return prepared(picture, self.preprocess)
-        except (
-            OSError,
-            SyntaxError,
-            ValueError,
-            Image.DecompressionBombError,
-            Image.DecompressionBombWarning,
-        ) as error:  # what Pillow raises for a damaged file
+        except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for a damaged file
             raise DataError(f"cannot read the image {file}: {error}") from error
+
+
+def picture_in(file: Path | BinaryIO) -> ImageFile:
+    """A picture in a file, opened but not decoded.
+
+    Raises:
+        OSError: no picture, or none of `FORMATS`.
+        ValueError: more pixels than Pillow's `MAX_IMAGE_PIXELS`, of which Pillow itself would only warn.
+    """
+    from PIL import Image
+
+    try:
+        picture = Image.open(file, formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # a warning may have been made an error
+        raise ValueError(f"{str(error).partition(',')[0]}: scale it down") from None
+    most = Image.MAX_IMAGE_PIXELS
+    if most is not None and picture.width * picture.height > most:
+        picture.close()
+        raise ValueError(f"it has {picture.width} x {picture.height} pixels, more than {most:,}, as decompression bombs do: scale it down")
+    return picture
 
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Without what Pillow warns of, such as metadata that is cut off: sets of pictures are full of it. Bombs are errors."""
-    from PIL import Image
-
+    """Without what Pillow warns of, such as metadata that is cut off: sets of pictures are full of it."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=UserWarning)
-        warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
         yield
 
 

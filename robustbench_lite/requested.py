@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 
 from torch import nn
 
+from . import private
 from .bpda import declaring
 from .classifier import Classifier, Preprocess
 from .data import load_data
@@ -108,7 +109,7 @@ def make_folder(folder: Path) -> None:
         UsageError: it cannot be made or written to.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        private.folder(folder)
     except OSError as error:
         raise UsageError(f"{folder} cannot be the run's folder ({error.strerror}): choose another --out") from error
     if not os.access(folder, os.W_OK):

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Group, Parameter
 
-from .console import application, bars, complain, default_folder, show, whole
+from .console import AllowCode, application, bars, complain, default_folder, show, whole
 from .errors import UsageError
+from .plain_text import say
 
 if TYPE_CHECKING:
     from .scenario_running import Outcome
@@ -104,6 +105,7 @@ def run(
     num_classes: Annotated[int | None, opt(LOADING, "Classes of the model that the weights are for.")] = None,
     defense: Annotated[str | None, opt(LOADING, "What is put on the model.")] = None,
     allow_pickle: Annotated[bool, opt(LOADING, "Read weights that can run code.")] = False,
+    allow_code: AllowCode = False,
     debug: Debug = False,
 ) -> int:
     """Run a scenario: a name, a file of your own (.toml, .yaml), or all that fit the data. An interrupted run goes on."""
@@ -146,11 +148,11 @@ def run(
             each.result.write(("csv",))
         table, page = REPORTS.get("scenario")(each, folder if scenario != EVERY else folder / each.name)
         show(table)
-        print(f"page: {page}")
+        say(f"page: {page}")
     if scenario == EVERY:
         for name, reason in left_out.items():
-            print(f"left out: {name}: {reason}")
-        print(f"all of them: {REPORTS.get('scenarios-index')(reports, folder)}")
+            say(f"left out: {name}: {reason}")
+        say(f"all of them: {REPORTS.get('scenarios-index')(reports, folder)}")
     return _undecided(reports)
 
 

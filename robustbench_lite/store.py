@@ -19,7 +19,7 @@ from typing import Any, Self
 import safetensors.torch
 import torch
 
-from . import witnesses
+from . import private, witnesses
 from .cascade import Course
 from .errors import InvalidEvaluation, RunMismatch, UsageError
 from .holding import clear, has_verdicts, locked, refuse_foreign
@@ -76,7 +76,7 @@ class Store:
             self._database.executescript(SCHEMA)
             return
         with explained(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+            private.folder(folder)
             refuse_foreign(folder)  # before anything is written to it or cleared
             self._lock = locked(folder)
             try:
@@ -90,7 +90,7 @@ class Store:
             clear(folder)
         self._check_identity(folder)
         self.write_config()  # before there is a database, which would belong to nobody without it
-        self._database = sqlite3.connect(folder / "results.sqlite")
+        self._database = sqlite3.connect(private.file(folder / "results.sqlite"))
         self._database.execute("PRAGMA journal_mode=WAL")
         self._database.execute("PRAGMA synchronous=NORMAL")
         self._database.executescript(SCHEMA)
@@ -331,7 +331,7 @@ def _full(folder: Path | None, reason: str) -> str:
 def write_text(path: Path, text: str) -> None:
     """Write a file in one go: a reader sees the old one or the new one."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
+    private.write(partial, text.encode())
     os.replace(partial, path)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from .allowing import named_in
 from .checkpoints import load_into, read_state_dict
 from .classifier import Classifier, Interpolation, Preprocess
 from .defending import Defenses
@@ -139,7 +140,7 @@ def load_trained(file: str | Path) -> Classifier:
         raise ModelError(f"{path} is damaged or no safetensors file: {error}") from error
     made = Made.read(metadata, path)
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), named_in(path):
             classifier = made.untrained()
     except RobustEvalError as error:
         raise ModelError(f"{path} cannot be built here: {error}") from error

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from .allowing import named_in
 from .checks import frozen
 from .classifier import Classifier
 from .conditions import clean_criterion, criterion
@@ -34,7 +35,12 @@ class Checked:
 
 
 def verify(
-    run: str | Path, model: nn.Module | None = None, progress: Callable[[int, int], None] | None = None, *, allow_pickle: bool = False
+    run: str | Path,
+    model: nn.Module | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    *,
+    allow_pickle: bool = False,
+    allow_code: bool = False,
 ) -> Checked:
     """Re-check every witness of a run.
 
@@ -45,20 +51,21 @@ def verify(
     Args:
         run: the run's folder.
         model: the model, where the run was started from Python with a model that has no name. Else the one that run.json names is
-            loaded, its Python code included: verify only runs whose model you would run.
+            loaded.
         allow_pickle: as for `load_model`.
+        allow_code: run the Python code that run.json may name as the model.
 
     Raises:
-        UsageError: not a run, one that kept no witnesses, or a model that cannot be had by name.
+        UsageError: not a run, one that kept no witnesses, or a model that cannot be had by name or is code.
         RunMismatch: the model is not the one that was evaluated.
     """
     result = read_run(run)
     recipe = result.config["model"]["recipe"]
     if model is None and recipe is None:
         raise UsageError(f"{run} was made from Python with a model that has no name: call robustbench_lite.verify(run, model)")
-    classifier = (
-        load_model(**recipe, allow_pickle=allow_pickle) if model is None else model if isinstance(model, Classifier) else Classifier(model)
-    )
+    with named_in(Path(run) / "run.json", allow_code):
+        given = load_model(**recipe, allow_pickle=allow_pickle) if model is None else model
+    classifier = given if isinstance(given, Classifier) else Classifier(given)
     if result.config["data"].get("readout"):  # the classes are those of the data, which bring the way to them
         readout = load_data(result.config["data"]["spec"], preprocess=classifier.preprocess).readout
         classifier = readout.applied(classifier) if readout is not None else classifier

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import private
 from .results import Witness
 
 
@@ -39,9 +40,9 @@ def packed(witness: Witness, described: dict[str, Any]) -> bytes:
 
 def write(path: Path, content: bytes) -> str:
     """Write a witness file in one go; its SHA-256."""
-    path.parent.mkdir(exist_ok=True)
+    private.folder_inside(path.parent)
     partial = path.with_suffix(".partial")
-    partial.write_bytes(content)
+    private.write(partial, content)
     os.replace(partial, path)
     return hashlib.sha256(content).hexdigest()
 

@@ -14,6 +14,7 @@ from urllib.parse import urlparse
 import torch
 from torch import Tensor, nn
 
+from . import private
 from .checkpoints import load_into, read_state_dict
 from .classifier import Classifier, Preprocess
 from .errors import ModelError, UnknownName
@@ -120,7 +121,7 @@ def _fetched(name: str, url: str) -> Path:
         return file
     expected = re.search(r"-([a-f0-9]{8,})\.", file.name)
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+        private.folder(file.parent)
         torch.hub.download_url_to_file(url, str(file), expected[1] if expected else None, progress=sys.stderr.isatty())
     except (OSError, RuntimeError, HTTPException) as error:  # no network, no such file, no room, or a hash that does not fit
         raise ModelError(

@@ -302,7 +302,7 @@ def test_interrupted_it_goes_on(robust_eval: CommandLine, inside: Inside, factor
         f'[gate]\nmodel = "{factories}:sleepy"\ndata = "digits"\nlimit = 120\nattacks = ["pgd:steps=20"]\neps = 0.05\n'
         'rules = ["pgd.accuracy >= 0.99"]\nfast = false\nout = "run"\n'
     )
-    process = robust_eval.start("gate", env={"NAP": "0.4"})
+    process = robust_eval.start("gate", "--allow-code", env={"NAP": "0.4"})
     until = time.monotonic() + 100
     while not any(condition.startswith("pgd") for condition, _ in robust_eval.broken("run")):
         assert process.poll() is None, process.communicate()
@@ -314,7 +314,7 @@ def test_interrupted_it_goes_on(robust_eval: CommandLine, inside: Inside, factor
     assert "interrupted; the same command goes on where it stopped" in complaint
     before = robust_eval.broken("run")
     assert len(before) < 240
-    ran = inside("gate")
+    ran = inside("gate", "--allow-code")
     assert ran.code == 1, ran
     after = robust_eval.broken("run")
     assert len(after) == 240

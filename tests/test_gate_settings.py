@@ -58,7 +58,6 @@ def test_file() -> None:
 def test_defaults_are_the_careful_ones() -> None:
     made = Settings(model="m")
     assert (made.alpha, made.margin, made.on_inconclusive, made.fast, made.sequential) == (0.05, 0.02, None, True, False)
-    assert not made.allow_pickle
 
 
 def test_pyproject() -> None:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Group, Parameter
 
-from ..console import application, bars, complain, show, whole
+from ..console import AllowCode, application, bars, complain, show, whole
 from ..errors import UsageError
+from ..plain_text import say
 from ..results import Norm
 from .rulings import Judgement, OnInconclusive
 
@@ -57,6 +58,8 @@ def gate(
     device: Annotated[str | None, opt("auto, cpu, cuda, cuda:N or mps.")] = None,
     out: Annotated[str | None, opt("Folder of the run and of what is written about it.")] = None,
     fresh: Annotated[bool, opt("Start over instead of going on where an earlier run stopped.", group=GATE)] = False,
+    allow_pickle: Annotated[bool, opt("Read weights that can run code. Only for files that you trust.", group=GATE)] = False,
+    allow_code: AllowCode = False,
     debug: Debug = False,
 ) -> int:
     """Hold a model to the rules of robust-eval.toml: exit code 0 passed, 1 failed, 3 inconclusive, 4 invalid. A broken-off one goes on."""
@@ -87,7 +90,9 @@ def gate(
     tune_process()
     asked = read_settings(config, {name: value for name, value in given.items() if value is not None})
     with bars() as progress:
-        judgement = run_gate(asked, fresh=fresh, command=shlex.join(["robust-eval", *sys.argv[1:]]), progress=progress)
+        judgement = run_gate(
+            asked, fresh=fresh, allow_pickle=allow_pickle, command=shlex.join(["robust-eval", *sys.argv[1:]]), progress=progress
+        )
     try:
         _say(judgement)
         sys.stdout.flush()
@@ -114,7 +119,7 @@ def write(
     result = read_run(run)
     _refuse_unfit(result)
     baseline.write(result, out)
-    print(f"baseline: {out} ({len(result.of('clean'))} images of {result.config['data']['name']}); commit it")
+    say(f"baseline: {out} ({len(result.of('clean'))} images of {result.config['data']['name']}); commit it")
     return 0
 
 
@@ -161,7 +166,7 @@ def _say(judgement: Judgement) -> None:
     if step := os.environ.get("GITHUB_STEP_SUMMARY"):
         _append(summary, Path(step))
     show(REPORTS.get("gate-terminal")(judgement))
-    print(f"written: {summary.with_name('gate.json')}, and beside it gate.md, gate-junit.xml, gate.sarif, badge.svg, report.html")
+    say(f"written: {summary.with_name('gate.json')}, and beside it gate.md, gate-junit.xml, gate.sarif, badge.svg, report.html")
     if os.environ.get("GITHUB_ACTIONS") == "true":
         for line in REPORTS.get("gate-annotations")(judgement):
             print(line)

@@ -8,6 +8,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+from ..allowing import named_in
 from ..attacking import Enough, Progress
 from ..classifier import Classifier
 from ..conditions import jobs
@@ -28,7 +29,7 @@ from .rules import NO_WORSE, Bound, NoneOf, NoWorse, Rule, parse, row_of
 from .rulings import Judgement
 from .settings import Asked, Settings
 
-MODEL = ("weights", "num_classes", "mean", "std", "size", "resize", "interpolation", "allow_pickle", "defense")
+MODEL = ("weights", "num_classes", "mean", "std", "size", "resize", "interpolation", "defense")
 EVALUATED = (*MODEL, "model", "data", "limit", "attacks", "eps", "norm", "corruptions", "certify", "doubt", "seed")
 """Settings that say which run this is; the rules are held to it, and may change while it goes on."""
 
@@ -59,11 +60,14 @@ class Plan:
         return Watch(self.rules, evaluated, images.ids, images.groups, self.baseline, settings.alpha, settings.sequential)
 
 
-def run_gate(asked: Asked, *, fresh: bool = False, command: str | None = None, progress: Progress | None = None) -> Judgement:
+def run_gate(
+    asked: Asked, *, fresh: bool = False, allow_pickle: bool = False, command: str | None = None, progress: Progress | None = None
+) -> Judgement:
     """Evaluate a model as far as its gate's rules need, into a folder where the same call goes on, and decide.
 
     Args:
         fresh: throw away what an earlier run left in the folder.
+        allow_pickle: as for `load_model`; settings cannot allow it to themselves, and no more that code runs which they name.
         command: recorded as the way to repeat the run.
         progress: as `evaluate` takes it.
 
@@ -71,7 +75,7 @@ def run_gate(asked: Asked, *, fresh: bool = False, command: str | None = None, p
         UsageError: a rule, the model, the data, the baseline or an option cannot be used.
         InvalidEvaluation: the evaluation began and cannot be trusted or kept.
     """
-    made = planned(asked)
+    made = planned(asked, allow_pickle)
     settings = made.settings
     result = evaluate(
         made.classifier,
@@ -104,7 +108,7 @@ def run_gate(asked: Asked, *, fresh: bool = False, command: str | None = None, p
     return Judgement(rulings, result, asked.file, settings.alpha, [_policy(settings), *short])
 
 
-def planned(asked: Asked) -> Plan:
+def planned(asked: Asked, allow_pickle: bool = False) -> Plan:
     """Everything that can be refused before an image is attacked.
 
     Raises:
@@ -113,7 +117,8 @@ def planned(asked: Asked) -> Plan:
     settings = asked.settings
     rules = [_rule(settings, text, asked.file, line) for text, line in zip(settings.rules, asked.lines, strict=True)]
     baseline = None if settings.baseline is None else baselines.read(settings.baseline)
-    classifier = load_model(settings.model, **{name: getattr(settings, name) for name in MODEL})
+    with named_in(asked.source):
+        classifier = load_model(settings.model, **{name: getattr(settings, name) for name in MODEL}, allow_pickle=allow_pickle)
     data = settings.data or default_for(classifier)
     images = load_data(data, limit=settings.limit, seed=settings.seed, preprocess=classifier.preprocess)
     conditions = _conditions(settings, images)

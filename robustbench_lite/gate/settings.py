@@ -40,7 +40,6 @@ class Settings(BaseModel):
     size: Annotated[int | None, Field(description="Height and width of the model's input.", ge=1)] = None
     resize: Annotated[int | None, Field(description="Shorter side before the centre crop.", ge=1)] = None
     interpolation: Annotated[Literal["nearest", "bilinear", "bicubic", "lanczos"] | None, Field(description="Of the resize.")] = None
-    allow_pickle: Annotated[bool, Field(description="Read weights that can run code. Only for files that you trust.")] = False
 
     data: Annotated[str | None, Field(description="digits, imagenet, imagefolder:PATH, npz:FILE, ... Default: the model's own.")] = None
     limit: Annotated[int | None, Field(description="A seeded, stratified subset of this many images.", ge=1)] = None
@@ -88,11 +87,13 @@ class Asked:
     Args:
         file: path of the settings file, empty where all came from the command line.
         lines: of the rules in that file, from 1; None for rules from the command line.
+        source: the file, where it is what names the model.
     """
 
     settings: Settings
     file: str = ""
     lines: Sequence[int | None] = ()
+    source: str = ""
 
 
 def read_settings(file: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Asked:
@@ -129,7 +130,8 @@ def read_settings(file: Path | None = None, overrides: Mapping[str, Any] | None 
             f'{where.of("gate")} there are no rules, and a gate without rules decides nothing: rules = ["pgd.accuracy >= 0.45"]'
         )
     own = "rules" in overrides
-    return Asked(settings, where.file, [None] * len(settings.rules) if own else list(_lines(text, settings.rules)))
+    lines = [None] * len(settings.rules) if own else list(_lines(text, settings.rules))
+    return Asked(settings, where.file, lines, "" if "model" in overrides else where.file)
 
 
 def _found() -> Path | None:
@@ -188,6 +190,8 @@ class _Where:
         names = [str(part) for part in error["loc"]]
         key = names[1] if len(names) > 1 and names[0] == "gate" else names[0]
         inside, known = (".".join(names[:2]), Settings) if names[0] == "gate" and len(names) > 1 else (names[0], File)
+        if error["type"] == "extra_forbidden" and key in ("allow_pickle", "allow_code"):
+            return f"{self.of(key)} a file cannot allow itself to run code: give --{key.replace('_', '-')} on the command line"
         if error["type"] == "extra_forbidden":
             return f"{self.of(key)} there is no setting {inside!r}{did_you_mean(key, known.model_fields)}"
         if error["type"] == "missing":
