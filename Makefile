@@ -5,6 +5,7 @@
 #   make bench  measure speed and memory, into docs/benchmarks.md;  make lint  ruff and mypy
 #   make attack-table  write the table of docs/attacks.md again, from what is registered
 #   make peers  compare strength with other libraries (hours; a run that was stopped goes on), the figures of docs/peers.md
+#   make audit  look the installed packages up among known vulnerabilities (asks PyPI);  make sbom  list them in sbom.json (CycloneDX)
 #   make phantoms  train the bundled models for synthetic phantoms again (ten minutes)
 #   make zoo    train the bundled models again and hold them to their cards (under half an hour on two cores)
 #               FULL=1 measures them on all test images (hours); UPDATE=1 puts them in the place of those that are there
@@ -18,7 +19,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS
 # idle OpenMP threads that spin made two threads up to fifty times slower on a shared machine
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo demo-gate test test-all bench peers zoo phantoms screenshots attack-table lint clean
+.PHONY: demo demo-gate test test-all bench peers zoo phantoms screenshots attack-table audit sbom lint clean
 
 demo: .venv/demo
 	$(BIN)/robust-eval --model efficientnet_lite0 --attack fgsm --attack pgd
@@ -50,6 +51,18 @@ screenshots: .venv/demo
 attack-table: .venv/demo
 	$(BIN)/python docs/attack_table.py
 
+# --strict: a package that cannot be looked up is an error; without it all would be well where PyPI cannot be reached
+audit: .venv/demo .venv-audit
+	$(BIN)/python -m pip freeze --exclude-editable | sed "s/+[a-z0-9.]*$$//" > .venv-audit/installed.txt
+	.venv-audit/bin/pip-audit --strict --no-deps --disable-pip --requirement .venv-audit/installed.txt
+
+sbom: .venv/demo .venv-sbom
+	.venv-sbom/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-file sbom.json $(BIN)/python
+
+.venv-audit .venv-sbom:
+	$(PYTHON) -m venv $@
+	$@/bin/pip install --quiet --disable-pip-version-check $(if $(findstring audit,$@),pip-audit,cyclonedx-bom) || { rm -rf $@; exit 1; }
+
 lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -74,4 +87,4 @@ lint: .venv/dev
 	@echo 'installing into .venv; torch is large, the first time takes minutes'
 
 clean:
-	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-audit .venv-sbom sbom.json build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

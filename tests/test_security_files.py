@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import stat
 import struct
 import subprocess
 import sys
 import time
+import tomllib
 import zipfile
 import zlib
 from pathlib import Path
@@ -21,7 +23,7 @@ from PIL import Image
 from robustbench_lite import evaluate, load_data, load_model, private, unpacking
 from robustbench_lite.errors import DataError, ModelError, UsageError
 
-pytest.importorskip("pydicom")
+ROOT = Path(__file__).parents[1]
 
 
 def arrays(file: Path, **more: np.ndarray) -> Path:
@@ -252,3 +254,11 @@ def test_a_run_opens_no_socket(tmp_path: Path) -> None:
     code = f"from robustbench_lite.cli import *\nfor words in {commands!r}: assert exit_code('robust-eval', app, words) == 0"
     subprocess.run([sys.executable, "-c", code], env=env, check=True, capture_output=True, cwd=tmp_path)
     assert not log.exists(), log.read_text()
+
+
+def test_every_dependency_has_its_reason() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = [*project["dependencies"], *(each for extra in project["optional-dependencies"].values() for each in extra)]
+    table = (ROOT / "docs" / "security.md").read_text().partition("what each earns")[2]
+    first = {word for line in table.splitlines() if line.startswith("| ") for word in re.findall(r"[\w-]+", line.split("|")[1])}
+    assert not {re.split(r"[><=!\[; ]", each)[0].lower() for each in needed} - first
