@@ -88,6 +88,8 @@ def load_archive(path: str | Path, *, allow_pickle: bool = False) -> Classifier:
     file = Path(path).expanduser()
     if not file.is_file():
         raise ModelError(f"there is no model file {file}")
+    if zipfile.is_zipfile(file):
+        check_model_zip(file)
     if is_torchscript(file):
         return _torchscript(file)
     if file.suffix == ".pt2":
@@ -108,7 +110,6 @@ def _torchscript(file: Path) -> Classifier:
 
 
 def _exported(file: Path, allow_pickle: bool) -> Classifier:
-    check_model_zip(file)
     source = file if allow_pickle else _harmless(file)
     try:
         program = torch.export.load(source)

@@ -14,8 +14,10 @@ from .errors import UsageError
 
 
 def folder(path: Path) -> None:
-    """Have a folder."""
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    """Have a folder, and those that it lies in."""
+    if not path.parent.exists():
+        folder(path.parent)
+    path.mkdir(mode=0o700, exist_ok=True)
 
 
 def folder_inside(path: Path) -> None:
