@@ -2,6 +2,7 @@
 #   make demo   attack a real model on 20 real images, and write the report
 #   make demo-gate  what `robust-eval gate` says of models that pass, fail, or cannot be decided (three minutes)
 #   make test   the tests (under ten minutes on two cores);  make test-all adds the slow ones and those against other libraries
+#   make fuzz   damaged files and odd words, for SECONDS=60 each kind; a failing example is printed (docs/faults.md)
 #   make bench  measure speed and memory, into docs/benchmarks.md;  make lint  ruff and mypy
 #   make attack-table  write the table of docs/attacks.md again, from what is registered
 #   make peers  compare strength with other libraries (hours; a run that was stopped goes on), the figures of docs/peers.md
@@ -19,7 +20,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS
 # idle OpenMP threads that spin made two threads up to fifty times slower on a shared machine
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo demo-gate test test-all bench peers zoo phantoms screenshots attack-table audit sbom lint clean
+.PHONY: demo demo-gate test test-all fuzz bench peers zoo phantoms screenshots attack-table audit sbom lint clean
 
 demo: .venv/demo
 	$(BIN)/robust-eval --model efficientnet_lite0 --attack fgsm --attack pgd
@@ -32,6 +33,10 @@ test: .venv/dev
 
 test-all: .venv/peers
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile -m "not gpu"
+
+SECONDS ?= 60
+fuzz: .venv/dev
+	FUZZ_SECONDS=$(SECONDS) OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --timeout-method=thread --timeout=$$(($(SECONDS) + 300)) -rP tests/fuzz
 
 bench: .venv/peers
 	$(BIN)/python tests/benchmarks/measure.py

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -16,7 +16,7 @@ from .proofs import PROOF_FIELDS, ProofVerdict
 from .quarantine import in_words, quarantine
 from .results import VERDICT_FIELDS, Condition, Result, Verdict, Witness
 from .sequences import SequenceVerdict
-from .stored import check_row, from_json
+from .stored import check_row, damaged, from_json, rows_of
 from .worst import worst_case
 
 JSON_FIELDS = {"label", "clean_prediction", "prediction", "stages", "outputs", "approach"}  # a class or one 0/1 per finding; a mapping
@@ -55,26 +55,26 @@ def read_result(
             return kept.get((condition, sample_id))
         return witnesses.read(folder / "witnesses" / witnesses.file_name(condition, sample_id), expected)
 
-    seconds = dict(database.execute("SELECT condition, spent FROM seconds"))
+    seconds = dict(rows_of(database, "seconds", condition=str, spent=float))
     for c in worst_conditions:
         seconds[c.name] = sum(
             seconds.get(o.name, 0.0) for o in conditions if o.kind in ("attack", "doubt") and (o.norm, o.eps) == (c.norm, c.eps)
         )
     left_out: dict[str, dict[str, str]] = {}
-    for condition, sample_id, reason in database.execute("SELECT condition, sample_id, reason FROM left_out"):
+    for condition, sample_id, reason in rows_of(database, "left_out", condition=str, sample_id=str, reason=str):
         left_out.setdefault(condition, {})[sample_id] = reason
     for c in worst_conditions:
         each = [left_out.get(o.name, {}) for o in conditions if o.kind == "attack" and (o.norm, o.eps) == (c.norm, c.eps)]
         if any(each):
             left_out[c.name] = {key: reason for found in each for key, reason in found.items()}
     transferred = [_transferred(row) for row in database.execute(f"SELECT {', '.join(TRANSFER_FIELDS)} FROM transferred")]
-    order = [c.name for c in planned], [config["model"]["name"], *config.get("surrogates", [])]
-    transferred.sort(key=lambda v: (order[0].index(v.condition), order[1].index(v.target)))
+    order = _places(c.name for c in planned), _places([config["model"]["name"], *config.get("surrogates", [])])
+    transferred.sort(key=lambda v: (order[0](v.condition), order[1](v.target)))
     sequenced = [_sequenced(row) for row in database.execute(f"SELECT {', '.join(SEQUENCE_FIELDS)} FROM sequenced")]
-    sequenced.sort(key=lambda v: order[0].index(v.condition))
+    sequenced.sort(key=lambda v: order[0](v.condition))
     asked = ", ".join(f"p.{name}" for name in PROOF_FIELDS)
     proved = database.execute(f"SELECT {asked} FROM proofs p LEFT JOIN samples s USING (sample_id) ORDER BY s.position")
-    proofs = sorted(map(proof_verdict, proved), key=lambda v: order[0].index(v.condition))
+    proofs = sorted(map(proof_verdict, proved), key=lambda v: order[0](v.condition))
     result = Result(
         config,
         [*conditions, *worst_conditions],
@@ -84,7 +84,7 @@ def read_result(
         folder,
         transferred,
         sequenced,
-        dict(database.execute("SELECT condition, picture FROM shown")),
+        dict(rows_of(database, "shown", condition=str, picture=bytes)),
         left_out,
         proofs,
         [c for c in planned if c.kind == "certified"],
@@ -92,6 +92,18 @@ def read_result(
     if found := quarantine(result):  # said of what is stored, and so no longer once they were mended
         config = {**config, "notes": [*config["notes"], in_words(found, config["data"]["n"])]}
     return replace(result, config=config)
+
+
+def _places(names: Iterable[str]) -> Callable[[str], int]:
+    """Where each of these names stands; of another, what is wrong."""
+    places = {name: place for place, name in enumerate(names)}
+
+    def place(name: str) -> int:
+        if name not in places:
+            raise damaged("results.sqlite", f"it has rows of {name[:40]!r}, which run.json does not know")
+        return places[name]
+
+    return place
 
 
 def proof_verdict(row: Sequence[Any]) -> ProofVerdict:

@@ -30,7 +30,7 @@ from .quarantine import ASKED
 from .records import JSON_FIELDS, SEQUENCE_FIELDS, TRANSFER_FIELDS, proof_verdict, read_result
 from .results import VERDICT_FIELDS, Condition, Result, Verdict, Witness
 from .sequences import SequenceVerdict
-from .stored import read_config
+from .stored import read_config, rows_of
 
 DAMAGE = ("malformed", "not a database", "no such table", "could not decode", "UTF-8", "file is encrypted", "unsupported file format")
 CONDITION, SAMPLE, BROKEN = (VERDICT_FIELDS.index(name) for name in ("condition", "sample_id", "broken"))
@@ -351,7 +351,7 @@ def read_image_digests(folder: Path) -> dict[str, str]:
     """SHA-256 of every clean image, as the run saw it."""
     database = _read_only(folder)
     try:
-        return dict(database.execute("SELECT sample_id, image FROM samples"))
+        return dict(rows_of(database, "samples", sample_id=str, image=str))
     finally:
         database.close()
 

@@ -6,7 +6,8 @@ The files may have been damaged, or changed by hand; a reader is to be told so o
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import sqlite3
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
@@ -63,6 +64,8 @@ class Record(TypedDict, total=False):
     data: Required[Data]
     stated_accuracy: float | None
     radii: dict[str, float] | None
+    corruptions: Text | None
+    sequence_rates: dict[str, dict[str, float]] | None
     conditions: Required[list[Condition]]
     goal: str
     target: int | str | None
@@ -153,6 +156,22 @@ def check_row(record: type, row: Sequence[Any]) -> None:
     for value, (name, kinds) in zip(row, _columns(record), strict=True):
         if type(value) not in kinds:
             raise damaged("results.sqlite", f"{name} is {str(value)[:40]!r}")
+
+
+def rows_of(database: sqlite3.Connection, table: str, **columns: type) -> Iterator[tuple[Any, ...]]:
+    """The rows of a small table.
+
+    Args:
+        columns: their names, and the type that each must have.
+
+    Raises:
+        RunMismatch: a value has another.
+    """
+    for row in database.execute(f"SELECT {', '.join(columns)} FROM {table}"):
+        for value, (name, kind) in zip(row, columns.items(), strict=True):
+            if type(value) not in TYPES.get(kind, (kind,)):
+                raise damaged("results.sqlite", f"{name} is {str(value)[:40]!r}")
+        yield row
 
 
 def from_json(name: str, text: str) -> Any:

@@ -1,0 +1,177 @@
+"""Files that fuzzing found to end in a traceback: each is refused in words."""
+
+from __future__ import annotations
+
+import io
+import json
+import sqlite3
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import robustbench_lite as rb
+from robustbench_lite.baselines import read_baseline
+from robustbench_lite.cards import Card
+from robustbench_lite.corrupting import members
+from robustbench_lite.data import load_data
+from robustbench_lite.errors import BadSpec, DataError, ModelError, RobustEvalError, RunMismatch
+from robustbench_lite.gate import baseline
+from robustbench_lite.gate.settings import read_settings
+from robustbench_lite.imagefolder import class_indices
+from robustbench_lite.patients import patients_in
+from robustbench_lite.scenario_files import read_scenario
+from robustbench_lite.sequences import read_rates
+from robustbench_lite.store import Store, read_config, read_run
+
+DEEP, LONG = "[" * 5000, "9" * 5000
+CARD = next((Path(__file__).parents[1] / "defenses" / "zoo").glob("*.json"))
+
+READERS: dict[str, Callable[[Path], object]] = {
+    "gate.toml": read_settings,
+    "scenario.toml": read_scenario,
+    "scenario.yaml": read_scenario,
+    "mapping.json": lambda file: class_indices(["a"], str(file), file.parent),
+    "errors.json": read_baseline,
+    "rates.json": read_rates,
+    "baseline.json": baseline.read,
+    "card.json": Card.read,
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("text", [DEEP, LONG, "2001-99-99"])
+def test_nests_without_end_endless_numbers_and_days_that_there_are_not(name: str, text: str, tmp_path: Path) -> None:
+    file = tmp_path / name
+    file.write_text(f"a = {text}" if file.suffix == ".toml" else f"a: {text}" if file.suffix == ".yaml" else text)
+    with pytest.raises(RobustEvalError, match=name.replace(".", r"\.")):
+        READERS[name](file)
+
+
+def test_a_severity_and_an_index_of_five_thousand_digits(tmp_path: Path) -> None:
+    with pytest.raises(BadSpec, match="write a number from 1 to 5"):
+        members(f"fog:severity={LONG}")
+    (tmp_path / "who.csv").write_text(f"index,patient\n{LONG},a\n")
+    with pytest.raises(DataError, match="has no row for 1 of 1 images"):
+        patients_in(str(tmp_path / "who.csv"), "index", ["0"])
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("eps", float("nan")),
+        ("eps", []),
+        ("eps", 1e308),
+        ("right", None),
+        ("right", ""),
+        ("right", "-1 1"),
+        ("answers", 0),
+        ("asked", [None]),
+    ],
+)
+def test_a_card_with_a_figure_that_is_none(place: str, value: Any, tmp_path: Path) -> None:
+    stored = json.loads(CARD.read_text())
+    stored["figures"][1][place] = value
+    (tmp_path / "card.json").write_text(json.dumps(stored))
+    with pytest.raises(ModelError, match="cannot be read"):
+        Card.read(tmp_path / "card.json")
+
+
+def test_archives_of_a_later_zip_and_headers_that_are_no_python(tmp_path: Path) -> None:
+    good = io.BytesIO()
+    np.savez(good, images=np.zeros((2, 8, 8), np.uint8), labels=np.arange(2))
+    later = bytearray(good.getvalue())
+    later[later.index(b"PK\x01\x02") + 6] = 110  # the version that is needed to unpack it
+    (tmp_path / "later.npz").write_bytes(later)
+    with zipfile.ZipFile(good) as archive, zipfile.ZipFile(tmp_path / "header.npz", "w") as other:
+        for name in archive.namelist():
+            other.writestr(name, archive.read(name).replace(b"{'descr'", b"{('desc'"))
+    for name in ("later", "header"):
+        with pytest.raises(DataError, match=f"{name}.npz is damaged"):
+            load_data(f"npz:{tmp_path / name}.npz")
+    np.save(tmp_path / "labels.npy", np.tile(np.arange(2), 5))
+    np.save(tmp_path / "fog.npy", np.zeros((10, 32, 32, 3), np.uint8))
+    for old, new in ((b"{'descr'", b"{('desc'"), (b"NUMPY\x01", b"NUMPY\x03"), (b"{'descr'", b"\0'descr'")):
+        whole = (tmp_path / "fog.npy").read_bytes()
+        (tmp_path / "fog.npy").write_bytes(whole.replace(old, new))
+        with pytest.raises(DataError, match=r"fog\.npy"):
+            load_data(f"cifar10-c:{tmp_path}")
+        (tmp_path / "fog.npy").write_bytes(whole)
+
+
+def test_what_pillow_would_warn_of_is_quiet_and_a_bomb_is_refused(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    (tmp_path / "0").mkdir()
+    file = tmp_path / "0" / "a.tif"
+    Image.new("RGB", (16, 16)).save(file)
+    file.write_bytes(file.read_bytes()[:8] * 9)
+    with pytest.raises(DataError, match=r"cannot read the image .*a\.tif"):
+        load_data(f"imagefolder:{tmp_path}")[0]
+    Image.new("RGB", (16, 16)).save(tmp_path / "0" / "b.bmp")
+    whole = bytearray((tmp_path / "0" / "b.bmp").read_bytes())
+    whole[18:26] = (10_000).to_bytes(4, "little") * 2
+    file.unlink()
+    (tmp_path / "0" / "b.bmp").write_bytes(whole)
+    with pytest.raises(DataError, match=r"cannot read the image .*b\.bmp: .*bomb"):
+        load_data(f"imagefolder:{tmp_path}")[0]
+    assert not recwarn.list
+
+
+# ---------------------------------------------------------------------- a run's folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    rb.evaluate("digits_cnn", "fgsm", "digits", limit=6, eps=0.1, out=folder, corruptions="fog:severity=1")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        "UPDATE verdicts SET distance = 'far'",
+        "UPDATE verdicts SET label = '[['",
+        "UPDATE verdicts SET label = '\"x\"'",
+        "UPDATE verdicts SET prediction = NULL",
+        "UPDATE verdicts SET approach = '[[\"x\", 1]]'",
+        "UPDATE verdicts SET forwards = x'00'",
+        "UPDATE verdicts SET reason = CAST(x'ff' AS TEXT)",
+        "UPDATE seconds SET spent = 'long'",
+        "INSERT INTO proofs VALUES ('another', 'a', 1, 1, 1, 0.5, NULL)",
+        "DROP TABLE left_out",
+        "DROP TABLE verdicts",
+    ],
+)
+def test_a_database_that_was_changed(run: Path, spoil: str) -> None:
+    kept = (run / "results.sqlite").read_bytes()
+    database = sqlite3.connect(run / "results.sqlite")
+    database.execute(spoil)
+    database.commit()
+    database.close()
+    try:
+        with pytest.raises(RunMismatch, match="damaged"):
+            read_run(run)
+    finally:
+        (run / "results.sqlite").write_bytes(kept)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("model", {}), ("model", []), ("conditions", [{"name": "clean"}]), ("conditions", {}), ("sessions", []), ("notes", "none"),
+     ("notes", [3]), ("data", {"name": "x", "n": "many"}), ("identity", 3), ("observed", [1]), ("sequence_rates", True)],
+)  # fmt: skip
+def test_a_record_that_was_changed(run: Path, key: str, value: Any) -> None:
+    kept = (run / "run.json").read_text()
+    (run / "run.json").write_text(json.dumps(json.loads(kept) | {key: value}))
+    try:
+        with pytest.raises(RunMismatch, match=rf"run\.json is damaged or was changed \({key}"):
+            read_run(run)
+        with pytest.raises(RunMismatch, match=r"run\.json is damaged"):
+            Store(run, json.loads(kept))
+    finally:
+        (run / "run.json").write_text(kept)
+    assert read_config(run)["created"]
