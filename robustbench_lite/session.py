@@ -103,8 +103,8 @@ class Session:
             unproven = any(len(self.store.proofs(each.condition.name)) < len(self.samples.order) for each in self.certified)
             if todo or self.perturbed or self.doubts or self.settle or unseen or unproven:
                 self._prepare(probe, logits, random)
-            if self.spread is not None and (todo or self.perturbed or self.doubts or unproven):
-                self.spread(self, self.samples.order if self.perturbed or self.doubts or unproven else todo, None)
+            if self.spread is not None and (lacking := self._lacking(todo)):
+                self.spread(self, lacking, None)
                 todo = self._todo()
             if todo or self.perturbed or unproven or self.spread is not None:
                 answers = self._clean(todo) if self.images.has_clean else {}
@@ -127,9 +127,9 @@ class Session:
                 if self.settle and self.only is None:
                     target = self.planned[0].target if self.planned else None
                     further = settling(self.store.result(), target)
-                    if further and self.spread is not None:
+                    if self.spread is not None and (lacking := self._undoubted(further)):
                         self.store.plan([each.job.condition for each in further])
-                        self.spread(self, self.samples.order, further)
+                        self.spread(self, lacking, further)
                     self._doubt(further, answers)
                     self._agreed()
 
@@ -141,6 +141,22 @@ class Session:
         for name in conditions[1:]:
             complete &= self.store.decided(name) | self.store.left_out(name)
         return [key for key in self.samples.order if key not in complete]
+
+    def _lacking(self, todo: Sequence[str]) -> list[str]:
+        """Ids of the images that lack anything that a worker can bring."""
+        lacking = {*todo, *self._undoubted(self.doubts)}
+        for sequence in self.perturbed:
+            lacking |= set(self.samples.order) - self.store.sequenced(sequence.condition.name)
+        for each in self.certified:
+            lacking |= set(self.samples.order) - self.store.proofs(each.condition.name).keys()
+        return [key for key in self.samples.order if key in lacking]
+
+    def _undoubted(self, doubts: Sequence[Doubt]) -> list[str]:
+        """Ids of the images that doubts have still to be tried on."""
+        result, lacking = self.store.result(), set[str]()
+        for each in doubts:
+            lacking |= set(each.left(result)) - self.store.decided(each.job.condition.name)
+        return [key for key in self.samples.order if key in lacking]
 
     @property
     def _others(self) -> list[Classifier]:
