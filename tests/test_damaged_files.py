@@ -26,7 +26,8 @@ from robustbench_lite.imagefolder import class_indices
 from robustbench_lite.patients import patients_in
 from robustbench_lite.scenario_files import read_scenario
 from robustbench_lite.sequences import read_rates
-from robustbench_lite.store import Store, read_config, read_run
+from robustbench_lite.store import Store, read_run
+from robustbench_lite.stored import read_config
 
 DEEP, LONG = "[" * 5000, "9" * 5000
 CARD = next((Path(__file__).parents[1] / "defenses" / "zoo").glob("*.json"))

@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 
 from robustbench_lite.errors import InvalidEvaluation, RunMismatch, UsageError
 from robustbench_lite.results import VERDICT_FIELDS, Condition, Verdict, Witness
-from robustbench_lite.store import Store, explained, read_config, read_image_digests, read_run, write_text
+from robustbench_lite.store import Store, explained, read_image_digests, read_run, write_text
+from robustbench_lite.stored import read_config
 from robustbench_lite.witnesses import file_name, image_digest, read, write
 
 PGD = Condition("pgd[linf,4/255]", "attack", "pgd", "linf", 4 / 255)
@@ -42,7 +43,9 @@ def config(**identity: Any) -> dict[str, Any]:
 def verdict(sample: str = "a", condition: str = PGD.name, **more: Any) -> Verdict:
     blank: dict[str, Any] = dict.fromkeys(VERDICT_FIELDS)
     known = {"label": 1, "restart": 0, "distance": 0.1, "confidence": 0.5, "steps": 3, "forwards": 4, "backwards": 3, "precision": "fp32"}
-    return Verdict(**blank | known | {"sample_id": sample, "condition": condition, "seed": 0, "broken": False} | more)
+    return Verdict(
+        **blank | known | {"sample_id": sample, "condition": condition, "seed": 0, "broken": False, "stages": {}, "approach": []} | more
+    )
 
 
 # --- round trips -----------------------------------------------------------------------------------------------------------

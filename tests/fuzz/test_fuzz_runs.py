@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 import robustbench_lite as rb
 from robustbench_lite.gate import baseline
 from robustbench_lite.registry import REPORTS
-from robustbench_lite.store import Store, read_config, read_run
+from robustbench_lite.store import Store, read_run
+from robustbench_lite.stored import read_config
 
 pytestmark = needs_limits
 FORMATS = ("csv", "json", "markdown", "junit", "html")
