@@ -28,10 +28,18 @@ from .results import Condition
 Text = dict[str, Any]
 
 
+class Recipe(TypedDict, total=False):
+    spec: str
+    weights: str | None
+    defense: str | None
+    num_classes: int | None
+    interpolation: str | None
+
+
 class Model(TypedDict, total=False):
     name: Required[str]
     digest: str
-    recipe: Text | None
+    recipe: Recipe | None
 
 
 class Data(TypedDict, total=False):
