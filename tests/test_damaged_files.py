@@ -162,7 +162,8 @@ def test_a_database_that_was_changed(run: Path, spoil: str) -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("model", {}), ("model", {"name": "m", "recipe": {"defense": {}}}), ("model", []), ("conditions", [{"name": "clean"}]), ("conditions", {}), ("sessions", []), ("notes", "none"),
+    [("model", {}), ("model", {"name": "m", "recipe": {"defense": {}}}), ("model", []),
+     ("conditions", [{"name": "clean"}]), ("conditions", {}), ("sessions", []), ("notes", "none"),
      ("notes", [3]), ("data", {"name": "x", "n": "many"}), ("identity", 3), ("observed", [1]), ("sequence_rates", True)],
 )  # fmt: skip
 def test_a_record_that_was_changed(run: Path, key: str, value: Any) -> None:
