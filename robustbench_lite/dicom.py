@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import secrets
 import warnings
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 """Where "enhanced" files say what others say at the top."""
 
 DEFLATED = "1.2.840.10008.1.2.1.99"
+PREAMBLE = 144  # bytes before what the length of the file's meta information counts
+MOST_INFLATED = 2**28
 MOST_PIXELS = 2**27
 """Of a picture; mammograms have a quarter of it."""
 
@@ -73,7 +76,7 @@ def read(file: Path) -> Levels:
     """
     pydicom = _pydicom()
     with file.open("rb") as stream, _unquoted():
-        _refuse_deflated(file)
+        _refuse_bomb(file)
         levels = _levels(pydicom.dcmread(stream))
         if not (levels.min() >= 0 and levels.max() <= 1):  # NaN comes through neither
             raise Unreadable("its pixel values do not fit its header")
@@ -156,7 +159,7 @@ def _header(file: Path) -> tuple[str, bool]:
     pydicom = _pydicom()
     try:
         with file.open("rb") as stream, _unquoted():
-            _refuse_deflated(file)
+            _refuse_bomb(file)
             dataset = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=list(HEADER))
             grey = str(dataset.get("PhotometricInterpretation")).startswith("MONOCHROME")
             windowed = bool(dataset.get("VOILUTSequence")) or _saying(dataset, "WindowCenter", "FrameVOILUTSequence") is not None
@@ -165,12 +168,15 @@ def _header(file: Path) -> tuple[str, bool]:
         return "", True
 
 
-def _refuse_deflated(file: Path) -> None:
-    """pydicom would inflate a whole file of this rare syntax at once, to whatever size."""
+def _refuse_bomb(file: Path) -> None:
+    """pydicom inflates a whole file of the deflated syntax at once: what comes out of it is counted first."""
     from pydicom.filereader import read_file_meta_info
 
-    if read_file_meta_info(file).get("TransferSyntaxUID") == DEFLATED:
-        raise Unreadable("it is deflated as a whole and could unpack to any size: convert it, as with dcmconv --write-xfer-little")
+    header = read_file_meta_info(file)
+    if header.get("TransferSyntaxUID") == DEFLATED:
+        packed = file.read_bytes()[PREAMBLE + header.FileMetaInformationGroupLength :]
+        if len(zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, MOST_INFLATED)) == MOST_INFLATED:
+            raise Unreadable(f"it inflates to {MOST_INFLATED:,} bytes or more, as decompression bombs do: convert it")
 
 
 def _levels(dataset: Any) -> Values:

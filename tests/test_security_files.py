@@ -155,12 +155,16 @@ def test_a_picture_that_another_program_would_decode_is_not_read(tmp_path: Path)
         load_data(f"imagefolder:{tmp_path}")[0]
 
 
-def test_dicom_files_that_unpack_to_any_size_are_refused(tmp_path: Path) -> None:
+def test_dicom_files_that_would_fill_the_memory_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pydicom.dataset import FileDataset, FileMetaDataset
     from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
+    monkeypatch.setattr("robustbench_lite.dicom.MOST_INFLATED", 64)
     (tmp_path / "0").mkdir()
-    deflated, plain = (DeflatedExplicitVRLittleEndian, 8, "could unpack to any size"), (ExplicitVRLittleEndian, 60_000, "60000 x 60000")
+    deflated, plain = (
+        (DeflatedExplicitVRLittleEndian, 8, "it inflates to 64 bytes"),
+        (ExplicitVRLittleEndian, 60_000, "60000 x 60000"),
+    )
     for syntax, side, said in (deflated, plain):
         meta = FileMetaDataset()
         meta.TransferSyntaxUID, meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = syntax, "1.2.3", "1.2.4"
