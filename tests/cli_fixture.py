@@ -20,9 +20,10 @@ PROGRAM = Path(sysconfig.get_path("scripts")) / "robust-eval"
 
 
 def words(*args: object) -> list[str]:
-    """What is typed. Where a test names a factory of its own, it says that it means to: nobody sees what a command runs in a test."""
+    """What is typed. Where a test names a factory of its own, or a run of one, it says that it means to: nobody watches a test."""
     said = [str(each) for each in args]
-    return [*said, "--allow-code"] if any(re.search(r"\.py:\w+$", each) for each in said) else said
+    own = said[:1] == ["verify"] or any(re.search(r"\.py:\w+$", each) for each in said)
+    return [*said, "--allow-code"] if own else said
 
 
 @dataclass(frozen=True)
