@@ -91,8 +91,10 @@ def receive(store: Store, parcel: Parcel) -> list[tuple[str, Any]]:
         Condition and `broken` of every verdict that is new.
     """
     new = []
-    for kept in parcel.witnesses:
-        store.keep_packed(*kept)
+    known = store.decided_of(*[sorted({kept[at] for kept in parcel.witnesses}) for at in (0, 1)])
+    for condition, sample_id, content in parcel.witnesses:
+        if (condition, sample_id) not in known:  # else the verdict names the witness that came with it
+            store.keep_packed(condition, sample_id, content)
     for table, rows in parcel.rows:
         if table == "seconds":
             for condition, seconds in rows:

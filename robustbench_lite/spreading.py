@@ -16,6 +16,9 @@ from .errors import InvalidEvaluation
 WAIT = 0.5
 """Seconds after which a driver that hears nothing looks around."""
 
+DRAIN = 5
+"""Seconds at most for what is on its way when a run is broken off."""
+
 
 class Piece(Protocol):
     """Some work that does not hang on other pieces. `name` is for people, `size` in images."""
@@ -37,7 +40,8 @@ Work = TypeVar("Work", bound=Piece)
 class Attempt(Generic[Work]):
     piece: Work
     started: float
-    heard: float
+    heard: float | None = None
+    """When it last said something; None until it is there: a worker's start takes as long as it takes."""
     doing: str = ""
     moved: bool = False
 
@@ -95,8 +99,7 @@ class Spread(Generic[Work]):
             self._begin(piece)
 
     def _begin(self, piece: Work) -> None:
-        now = self.clock()
-        self.running[self.engine.start(piece.job(self.deaths.get(id(piece), 0)))] = Attempt(piece, now, now)
+        self.running[self.engine.start(piece.job(self.deaths.get(id(piece), 0)))] = Attempt(piece, self.clock())
 
     def _slow(self) -> Sequence[Work]:
         """The slowest piece that is not under way twice already, where it is far slower than others were."""
@@ -138,7 +141,7 @@ class Spread(Generic[Work]):
         for piece in self._slow() if self.engine.size > len(self.running) and not self.waiting else ():
             self._begin(piece)
         for handle, attempt in list(self.running.items()):
-            silent = self.clock() - attempt.heard
+            silent = 0.0 if attempt.heard is None else self.clock() - attempt.heard
             if self.hang_after is not None and silent > self.hang_after:
                 if any(other.piece is attempt.piece and other is not attempt for other in self.running.values()):
                     del self.running[handle]  # its copy goes on
@@ -152,7 +155,11 @@ class Spread(Generic[Work]):
 
     def _drain(self) -> None:
         """Take what is on its way already, so that an interruption loses nothing that was sent; the reason for it is the error to show."""
+        until, more = self.clock() + DRAIN, True
         with suppress(Exception):
-            for handle, event in self.engine.events(0):
-                if handle in self.running and isinstance(event, Said):
-                    self.heard(self.running[handle].piece, event.what)
+            while more and self.clock() < until:
+                more = False
+                for handle, event in self.engine.events(0):
+                    if handle in self.running and isinstance(event, Said):
+                        more = True
+                        self.heard(self.running[handle].piece, event.what)

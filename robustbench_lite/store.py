@@ -94,6 +94,7 @@ class Store:
         self._database.execute("PRAGMA journal_mode=WAL")
         self._database.execute("PRAGMA synchronous=NORMAL")
         self._database.executescript(SCHEMA)
+        _check_columns(self._database, folder)
 
     def _check_identity(self, folder: Path) -> None:
         if not (folder / "run.json").exists():
@@ -158,9 +159,9 @@ class Store:
 
     def decided_of(self, conditions: Sequence[str], ids: Sequence[str]) -> set[tuple[str, str]]:
         """Of these conditions and samples, the pairs that have a verdict and are not in quarantine."""
-        asked = [",".join("?" * len(values)) for values in (conditions, ids)]
-        sql = f"SELECT condition, sample_id FROM verdicts WHERE condition IN ({asked[0]}) AND sample_id IN ({asked[1]}) AND {ASKED}"
-        return set(self._database.execute(sql, (*conditions, *ids)))
+        among = "IN (SELECT value FROM json_each(?))"  # SQLite takes 32,766 values at most
+        sql = f"SELECT condition, sample_id FROM verdicts WHERE condition {among} AND sample_id {among} AND {ASKED}"
+        return set(self._database.execute(sql, (json.dumps(conditions), json.dumps(ids))))
 
     def not_correct(self, condition: str) -> int:
         """How many images are broken or undecided under a condition so far, without those in quarantine."""
@@ -182,8 +183,8 @@ class Store:
 
     def of(self, table: str, ids: Sequence[str] | None = None) -> list[tuple[Any, ...]]:
         """The rows of a table, or of these images in it."""
-        which = "" if ids is None else f" WHERE sample_id IN ({','.join('?' * len(ids))})"
-        return self._database.execute(f"SELECT * FROM {table}{which}", ids or ()).fetchall()
+        which = "" if ids is None else " WHERE sample_id IN (SELECT value FROM json_each(?))"
+        return self._database.execute(f"SELECT * FROM {table}{which}", () if ids is None else (json.dumps(ids),)).fetchall()
 
     def add_sample(self, position: int, sample_id: str, image_digest: str) -> None:
         self.put("samples", [(position, sample_id, image_digest)])
@@ -342,6 +343,7 @@ def read_run(folder: str | Path) -> Result:
     with explained(folder):
         database = _read_only(folder)
         try:
+            _check_columns(database, folder)
             return read_result(database, config, folder, {})
         finally:
             database.close()
@@ -354,6 +356,16 @@ def read_image_digests(folder: Path) -> dict[str, str]:
         return dict(rows_of(database, "samples", sample_id=str, image=str))
     finally:
         database.close()
+
+
+def _check_columns(database: sqlite3.Connection, folder: Path) -> None:
+    """Refuse verdicts that say more than is known here: what they mean by it cannot be left out of a report."""
+    unknown = {row[1] for row in database.execute("PRAGMA table_info(verdicts)")} - set(VERDICT_FIELDS)
+    if unknown:
+        raise RunMismatch(
+            f"{folder} was written by a newer robustbench-lite (its verdicts have {', '.join(sorted(unknown))}): update this one, or choose "
+            "another --out"
+        )
 
 
 def _read_only(folder: Path) -> sqlite3.Connection:

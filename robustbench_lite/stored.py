@@ -6,10 +6,12 @@ The files may have been damaged, or changed by hand; a reader is to be told so o
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import (
     Annotated,
@@ -103,8 +105,20 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise UsageError(f"{folder}/run.json cannot be read ({error}): start the run again with --fresh") from error
     if not isinstance(config, dict) or "identity" not in config:
         raise UsageError(f"{folder} is not a run: its run.json was written by something else")
+    _refuse_newer(config, folder)
     check_record(config, folder)
     return config
+
+
+def _refuse_newer(config: Mapping[str, Any], folder: Path) -> None:
+    """
+    Raises:
+        RunMismatch: a later version wrote the record, which may mean something else by it.
+    """
+    identity = config["identity"]
+    wrote, here = str(identity.get("version", "")) if isinstance(identity, dict) else "", version("robustbench-lite")
+    if [int(n) for n in re.findall(r"\d{1,9}", wrote)] > [int(n) for n in re.findall(r"\d{1,9}", here)]:
+        raise RunMismatch(f"{folder} was written by robustbench-lite {wrote}, and this is {here}: update it, or choose another --out")
 
 
 def check_record(config: Any, folder: Path) -> None:

@@ -81,7 +81,8 @@ def exact() -> Iterator[None]:
 
 def out_of_memory(error: BaseException) -> bool:
     said = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-    return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and any(words in str(error) for words in said))
+    named = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    return named or (isinstance(error, RuntimeError) and any(words in str(error) for words in said))
 
 
 class Identified(Protocol):
@@ -116,11 +117,12 @@ def with_smaller_batches(
                 yield found
             if left:
                 raise AssertionError(f"{len(left)} images were never decided, {next(iter(left))} among them")
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
             if batch_size == 1:
-                raise InvalidEvaluation(f"out of memory with a single image: {str(error).splitlines()[0]}") from error
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                raise InvalidEvaluation(f"out of memory with a single image: {reason}") from error
             batch_size //= 2
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()

@@ -7,10 +7,10 @@ import pickle
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import connection, get_context, parent_process, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 
@@ -31,8 +31,23 @@ class Worker:
         self.pipe, other = context.Pipe()
         device = str(self.number % self.devices) if self.devices else None
         self.process: SpawnProcess = context.Process(target=serve, args=(other, self.threads, device), daemon=True)
-        self.process.start()
+        with uninterrupted():
+            self.process.start()
         other.close()  # the process has its end to itself: when it is closed, the process has ended
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """What is started here never hears of Ctrl-C, which is the parent's to answer: not while it imports, either."""
+    resource_tracker.ensure_running()  # which would end the blocking when it is started
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Processes:
@@ -78,6 +93,8 @@ class Processes:
             self._gone(worker)
 
     def _gone(self, worker: Worker) -> str:
+        worker.process.join(10)
+        worker.process.kill()  # whose pipe is of no use any more, and which lives on
         worker.process.join()
         worker.pipe.close()
         del self.workers[worker.number]

@@ -75,6 +75,8 @@ class Ray:
         return handle
 
     def events(self, seconds: float) -> Iterator[tuple[object, Event]]:
+        if not self.running:
+            return
         ready, _ = self.ray.wait(list(self.running), num_returns=1, timeout=seconds)
         more, _ = self.ray.wait(list(self.running), num_returns=len(self.running), timeout=0)
         for handle in dict.fromkeys([*ready, *more]):

@@ -1,0 +1,206 @@
+"""An evaluation over several processes: its verdicts are those of one, image by image, in memory and on disk."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cli_fixture import FACTORIES, CommandLine, Ran
+from torch import nn
+
+import robustbench_lite as rb
+from robustbench_lite.errors import UsageError
+from robustbench_lite.relay import Parcel, receive
+from robustbench_lite.results import VERDICT_FIELDS, Result, Witness
+from robustbench_lite.store import Store
+from robustbench_lite.witnesses import image_digest, packed
+
+EVERYTHING = {
+    "attacks": ["pgd:steps=5", "square:queries=20", "fmn:steps=5", "universal:epochs=1"],
+    "corruptions": ["fog:severity=1", "p:translate"],
+    "certify": ["ibp"],
+    "eps": 0.05,
+    "limit": 24,
+}
+
+
+def facts(result: Result, *without: str) -> dict[str, Any]:
+    """All that a run says of its images, in no order."""
+
+    def rows(of: Any) -> list[str]:
+        return sorted(json.dumps(asdict(row), default=str, sort_keys=True) for row in of)
+
+    verdicts = [{name: value for name, value in asdict(v).items() if name not in without} for v in result.verdicts]
+    return {
+        "verdicts": sorted(json.dumps(v, default=str, sort_keys=True) for v in verdicts),
+        "transferred": rows(result.transferred),
+        "sequenced": rows(result.sequenced),
+        "proofs": rows(result.proofs),
+        "left_out": result.left_out,
+        "notes": sorted(result.config["notes"]),
+        "observed": result.config.get("observed"),
+    }
+
+
+def same(alone: Result, spread: Result, *without: str) -> None:
+    mine, theirs = facts(alone, *without), facts(spread, *without)
+    for name in mine:
+        assert mine[name] == theirs[name], name
+    for v in alone.verdicts:
+        if v.witness:
+            one, other = alone.witness(v.condition, v.sample_id), spread.witness(v.condition, v.sample_id)
+            assert one is not None
+            assert other is not None
+            assert torch.equal(one.adversarial, other.adversarial)
+
+
+def test_everything_at_once_on_disk(tmp_path: Path, inside: Callable[..., Ran], robust_eval: CommandLine) -> None:
+    alone = rb.evaluate("digits_cnn", **EVERYTHING, out="alone")
+    spread = rb.evaluate("digits_cnn", **EVERYTHING, out="spread", workers=rb_workers(2, shard=8))
+    assert len({v.condition for v in alone.verdicts}) == 8
+    assert alone.sequenced
+    assert alone.proofs
+    assert alone.left_out
+    same(alone, spread)
+    for name in sorted(path.name for path in (tmp_path / "alone" / "witnesses").iterdir()):
+        assert (tmp_path / "spread" / "witnesses" / name).read_bytes() == (tmp_path / "alone" / "witnesses" / name).read_bytes()
+    assert len(list((tmp_path / "spread" / "witnesses").iterdir())) == len(list((tmp_path / "alone" / "witnesses").iterdir()))
+    assert inside("verify", "spread").code == 0
+    for run in ("alone", "spread"):
+        assert inside("report", run).code == 0
+    kept = [[{k: v for k, v in row.items() if "second" not in k} for row in robust_eval.table(run)] for run in ("alone", "spread")]
+    assert kept[0] == kept[1]
+    compared = inside("compare", "alone", "spread", "--fail-on-difference")
+    assert compared.code == 0, compared
+    again = rb.evaluate("digits_cnn", **EVERYTHING, out="spread", workers=2)  # complete: nobody is asked for anything
+    same(alone, again)
+
+
+def rb_workers(count: int, **more: Any) -> Any:
+    from robustbench_lite.engines.opening import Workers
+
+    return Workers(count=count, **more)
+
+
+OTHERS = {
+    "surrogates": {"attacks": ["pgd:steps=5"], "surrogates": ["digits_pgd_at", "digits_augmix"]},
+    "a cascade": {"attacks": ["autoattack"], "eps": 0.1, "limit": 16},
+    "doubt": {"attacks": ["pgd:steps=5"], "doubt": True},
+    "settle": {"model": "digits_kwta", "attacks": ["pgd:steps=5"], "settle": True},
+    "outputs": {"attacks": ["pgd:steps=5"], "goal": "full", "keep_outputs": True},
+    "nearest at two radii": {"attacks": ["fmn:steps=10"], "eps": [0.02, 0.1]},
+    "learns on the surrogate": {"attacks": ["universal:epochs=1"], "surrogates": ["digits_augmix"]},
+    "few witnesses": {"attacks": ["pgd:steps=5"], "witnesses": 3},
+    "another order": {"attacks": ["pgd:steps=5"], "shuffle_seed": 5},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_ways_to_ask(name: str) -> None:
+    asked = {"model": "digits_cnn", "data": "digits", "limit": 24, **OTHERS[name]}
+    model = asked.pop("model")
+    same(rb.evaluate(model, **asked), rb.evaluate(model, **asked, workers=rb_workers(2, shard=7)))
+
+
+@pytest.mark.slow
+def test_radii_for_every_image() -> None:
+    images = rb.load_data("digits", limit=24)
+    asked = {"attacks": ["pgd:steps=5"], "radii": {key: 0.01 + 0.005 * (n % 7) for n, key in enumerate(images.ids)}}
+    same(rb.evaluate("digits_cnn", data=images, **asked), rb.evaluate("digits_cnn", data=images, **asked, workers=2))
+
+
+@pytest.mark.slow
+def test_python_objects_files_and_factories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model and arrays from Python; images in a file and a folder, and a factory, by paths relative to where the driver is."""
+    monkeypatch.chdir(tmp_path)
+    draw = torch.Generator().manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 4)).eval()
+    with torch.no_grad():
+        model[1].weight.copy_(torch.randn(4, 192, generator=draw) * 0.3)
+    x = torch.rand(20, 3, 8, 8, generator=draw)
+    y = model(x).argmax(1)
+    asked = {"attacks": ["pgd:steps=5"], "eps": 0.05}
+    same(rb.evaluate(model, data=(x, y), **asked), rb.evaluate(model, data=(x, y), **asked, workers=2))
+
+    digits = rb.load_data("digits", limit=16)
+    pixels = torch.stack([image for image, _ in digits])
+    np.savez("digits.npz", images=pixels.numpy(), labels=np.asarray(digits.labels))
+    Path("factory.py").write_text(FACTORIES)
+    named = {"data": "npz:digits.npz", "attacks": ["pgd:steps=5"], "eps": 0.05}
+    same(rb.evaluate("factory.py:plain", **named), rb.evaluate("factory.py:plain", **named, workers=2))
+
+
+class Local(nn.Module):
+    """Of a class that a worker cannot find."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(1)[:, :4]
+
+
+def test_what_cannot_be_sent_is_refused() -> None:
+    unsendable = Local().eval()
+    unsendable.secret = lambda: None
+    with pytest.raises(UsageError, match="cannot be sent to workers .*name them, or leave --workers out"):
+        rb.evaluate(unsendable, data=(torch.rand(4, 3, 8, 8), torch.zeros(4, dtype=torch.long)), eps=0.1, workers=2)
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (("--workers", "0"), "--workers must be 1 or more, got 0"),
+        (("--workers", "2", "--shard-size", "0"), "--shard-size must be 1 or more, got 0"),
+        (("--workers", "2", "--hang-after", "0"), "cannot be negative"),
+        (("--gpus-per-worker", "1"), "are of Ray: add --engine ray"),
+        (("--ray-address", "auto"), "are of Ray: add --engine ray"),
+    ],
+)
+def test_options_that_do_not_go_together(inside: Callable[..., Ran], words: tuple[str, ...], complaint: str) -> None:
+    ran = inside("--model", "digits_cnn", "--limit", "4", "--attack", "pgd", *words)
+    assert ran.code == 2
+    assert complaint in ran.complaint
+
+
+# ------------------------------------------------------------------ what the driver takes in
+
+
+def config() -> dict[str, Any]:
+    return {"identity": {}, "model": {"name": "m"}, "conditions": [], "sessions": [{}], "notes": [], "created": "now"}
+
+
+def row(condition: str, sample_id: str, **values: Any) -> tuple[Any, ...]:
+    given = {"condition": condition, "sample_id": sample_id, **values}
+    return tuple(given.get(name) for name in VERDICT_FIELDS)
+
+
+def test_the_first_verdict_stays_with_its_witness(tmp_path: Path) -> None:
+    """The second worker on a shard may find another image (on another device, say): none of it replaces what a verdict names."""
+    witness = [Witness(torch.zeros(3, 4, 4), torch.full((3, 4, 4), value)) for value in (0.25, 0.5)]
+    parcels = []
+    for each, reason in zip(witness, ("first", "second"), strict=True):
+        content = packed(each, {"condition": "pgd", "sample_id": "a"})
+        parcels.append(
+            Parcel("pgd", [("verdicts", [row("pgd", "a", broken=1, reason=reason)]), ("seconds", [("pgd", 1.0)])], [("pgd", "a", content)])
+        )
+    with Store(tmp_path / "run", config()) as store:
+        assert [receive(store, parcel) for parcel in parcels] == [[("pgd", 1)], []]
+        files = list((tmp_path / "run" / "witnesses").iterdir())
+        assert [file.read_bytes() for file in files] == [parcels[0].witnesses[0][2]]
+    database = sqlite3.connect(tmp_path / "run" / "results.sqlite")
+    assert database.execute("SELECT reason FROM verdicts").fetchall() == [("first",)]
+    database.close()
+    assert image_digest(witness[0].adversarial) != image_digest(witness[1].adversarial)
+
+
+def test_more_images_than_sqlite_has_variables(tmp_path: Path) -> None:
+    with Store(None, config()) as store:
+        ids = [f"image {number}" for number in range(40_000)]
+        store.put("verdicts", [row("clean", key, broken=0) for key in ids])
+        assert len(store.decided_of(["clean"], ids)) == len(store.of("verdicts", ids)) == 40_000
