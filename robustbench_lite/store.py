@@ -362,9 +362,9 @@ def _check_columns(database: sqlite3.Connection, folder: Path) -> None:
     """Refuse verdicts that say more than is known here: what they mean by it cannot be left out of a report."""
     unknown = {row[1] for row in database.execute("PRAGMA table_info(verdicts)")} - set(VERDICT_FIELDS)
     if unknown:
+        names = ", ".join(sorted(unknown))
         raise RunMismatch(
-            f"{folder} was written by a newer robustbench-lite (its verdicts have {', '.join(sorted(unknown))}): update this one, or choose "
-            "another --out"
+            f"{folder} was written by a newer robustbench-lite (its verdicts have {names}): update this one, or choose another --out"
         )
 
 

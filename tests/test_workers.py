@@ -148,7 +148,7 @@ class Local(nn.Module):
 def test_what_cannot_be_sent_is_refused() -> None:
     unsendable = Local().eval()
     unsendable.secret = lambda: None
-    with pytest.raises(UsageError, match="cannot be sent to workers .*name them, or leave --workers out"):
+    with pytest.raises(UsageError, match=r"cannot be sent to workers .*name them, or leave --workers out"):
         rb.evaluate(unsendable, data=(torch.rand(4, 3, 8, 8), torch.zeros(4, dtype=torch.long)), eps=0.1, workers=2)
 
 
