@@ -139,16 +139,30 @@ def _imported(*, alone: bool) -> Any:
     return ray
 
 
+GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+"""With which a client of gRPC, which Ray speaks, begins; the server's begins with a frame of the same kind."""
+
+
+def _greet(address: str) -> None:
+    """Raise OSError where nobody answers as Ray would, for which Ray itself waits minutes."""
+    host, _, port = address.rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        if os.environ.get("RAY_USE_TLS", "0") == "0":
+            connection.sendall(GREETING)
+            answer = connection.recv(9)
+            if answer[3:4] != b"\x04":
+                raise ConnectionError("what answers there is not Ray")
+
+
 def _connect(ray: Any, address: str | None, cpus: int) -> None:
     usual: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address is None:
         ray.init("local", num_cpus=cpus, include_dashboard=False, object_store_memory=STORE_BYTES, **usual)
         return
     try:
-        if ":" in address and "://" not in address:  # Ray would wait a minute for a host that does not answer
-            host, _, port = address.rpartition(":")
-            socket.create_connection((host, int(port)), timeout=10).close()
+        if ":" in address and "://" not in address:
+            _greet(address)
         ray.init(address, **usual)
-    except (ConnectionError, OSError, ValueError) as error:
+    except (OSError, ValueError, OverflowError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UsageError(f"no Ray cluster at {address} ({reason}): `ray start --head` starts one, or leave --ray-address out") from error
