@@ -301,7 +301,7 @@ def test_a_corrupt_image_in_the_middle(inside: Callable[..., Ran], robust_eval: 
         failed = quiet(inside(*asked, "--out", f"failed{len(workers)}", *workers))
         assert failed.code == 4
         assert f"{bad.parent.name}/{bad.name}" in failed.complaint
-        counted = inside(*asked, "--out", f"counted{len(workers)}", "--on-bad-image", "undecided", *workers)
+        counted = inside(*asked, "--out", f"counted{len(workers)}", "--on-bad-image", "quarantine", *workers)
         assert counted.code == 4
         assert "undecided" in counted.err
     assert robust_eval.broken("counted0") == robust_eval.broken("counted2")
