@@ -108,13 +108,11 @@ def picture_in(file: Path | BinaryIO) -> ImageFile:
     from PIL import Image
 
     try:
-        picture = Image.open(file, formats=FORMATS)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # a warning may have been made an error
-        raise ValueError(f"{str(error).partition(',')[0]}: scale it down") from None
-    most = Image.MAX_IMAGE_PIXELS
-    if most is not None and picture.width * picture.height > most:
-        picture.close()
-        raise ValueError(f"it has {picture.width} x {picture.height} pixels, more than {most:,}, as decompression bombs do: scale it down")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+            picture = Image.open(file, formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValueError(f"{str(error).partition(',')[0]}, as decompression bombs do: scale it down") from None
     return picture
 
 

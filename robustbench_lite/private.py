@@ -52,4 +52,6 @@ def _open(path: Path, flags: int) -> int:
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise UsageError(f"{path} is a link, which is not written through: remove it, or choose another folder") from None
+        if error.errno == errno.EISDIR:
+            raise UsageError(f"{path} is a folder where a file belongs: remove it, or choose another folder") from None
         raise

@@ -91,7 +91,7 @@ def receive(store: Store, parcel: Parcel) -> list[tuple[str, Any]]:
         Condition and `broken` of every verdict that is new.
     """
     new = []
-    known = store.decided_of(*[sorted({kept[at] for kept in parcel.witnesses}) for at in (0, 1)])
+    known = store.decided_of([condition for condition, _, _ in parcel.witnesses], [sample_id for _, sample_id, _ in parcel.witnesses])
     for condition, sample_id, content in parcel.witnesses:
         if (condition, sample_id) not in known:  # else the verdict names the witness that came with it
             store.keep_packed(condition, sample_id, content)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from .errors import InvalidEvaluation
 from .matrix import TransferRow, TransferVerdict, transfer_rows
 from .quarantine import unreadable
+from .stages import StageRow, stage_rows
 from .stats import wilson
 
 if TYPE_CHECKING:
@@ -164,43 +165,6 @@ def size_text(eps: float, scaled: bool) -> str:
     return f"{eps:g}x" if scaled else eps_text(eps)
 
 
-@dataclass(frozen=True)
-class StageRow:
-    """What one attack of a cascade did: how many images it was given, how many of them it broke, and its passes per image."""
-
-    condition: str
-    stage: str
-    attacked: int
-    broken: int
-    mean_forwards: float
-    mean_backwards: float
-
-
-def stage_rows(condition: Condition, verdicts: Sequence[Verdict]) -> list[StageRow]:
-    """One row per attack of a cascade, in the order in which they ran; none for a single attack."""
-    costs: dict[str, list[Sequence[int]]] = {}
-    broken: dict[str, int] = {}
-    for v in verdicts:
-        for stage, cost in v.stages.items():
-            costs.setdefault(stage, []).append(cost)
-        if v.broken and v.broken_by is not None and v.stages:
-            stage = v.broken_by.removeprefix(f"{condition.attack}/")
-            broken[stage] = broken.get(stage, 0) + 1
-    # the image that came furthest names the order
-    order = max((list(v.stages) for v in verdicts), key=len, default=[])
-    return [
-        StageRow(
-            condition.name,
-            stage,
-            len(costs[stage]),
-            broken.get(stage, 0),
-            statistics.fmean(cost[0] for cost in costs[stage]),
-            statistics.fmean(cost[1] for cost in costs[stage]),
-        )
-        for stage in order
-    ]
-
-
 TABLE_COLUMNS = (
     "model", "data", "condition", "kind", "norm", "eps", "severity", "n", "correct", "accuracy", "ci_low", "ci_high", "undecided",
     "mean_forwards", "mean_backwards", "seconds", "attack", "goal", "search", "success_all", "success_correct", "median_distance",
@@ -341,6 +305,8 @@ class Result:
         """
         from .proofs import Known
 
+        if not self.proofs:
+            return Known({}, {})
         known = Known.of(self.certificates, self.proofs, self.config["model"]["digest"])
         contradiction = known.contradicted(self.conditions, self.verdicts)
         if contradiction is not None:
@@ -350,8 +316,6 @@ class Result:
     @cached_property
     def brackets(self) -> dict[str, Bracket]:
         """Per row of attacks, what is proven of its images beside what survived; where certificates of the same model have its norm."""
-        if not self.proofs:
-            return {}
         found = {c.name: self.known.bracket(c, self.of(c.name)) for c in self.conditions}
         return {name: bracket for name, bracket in found.items() if bracket is not None}
 

@@ -7,12 +7,12 @@ about all images stays with the driver: what attacks learn, what the diagnostics
 from __future__ import annotations
 
 import os
+import pickle
 import socket
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from pickle import dumps, loads
 from typing import TYPE_CHECKING, Any
 
 from .allowing import named_in
@@ -121,7 +121,7 @@ class Sharding:
             "radii": self.resolved.options.radii,
         }
         try:
-            return dumps((sent, config["identity"] | {"data": config["data"]["digest"]}, os.getcwd()))
+            return pickle.dumps((sent, config["identity"] | {"data": config["data"]["digest"]}, os.getcwd()))
         except Exception as error:  # whatever the user's own class raises
             raise UsageError(f"the model or the data cannot be sent to workers ({error}): name them, or leave --workers out") from error
 
@@ -141,7 +141,7 @@ def _resolved(packed: bytes) -> Resolved:
     Raises:
         RunMismatch: the model or the data are others here.
     """
-    sent, identity, cwd = loads(packed)
+    sent, identity, cwd = pickle.loads(packed)
     if os.path.isdir(cwd):
         os.chdir(cwd)  # where relative paths of the data are from
     with named_in("", allowed=True):  # the driver has asked, and run the same code

@@ -13,6 +13,7 @@ from dataclasses import fields
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from types import NoneType
 from typing import (
     Annotated,
     Any,
@@ -155,7 +156,7 @@ FORMS: dict[str, Any] = {
 }
 """Of what the database keeps as JSON."""
 
-TYPES: dict[Any, tuple[type, ...]] = {str: (str,), int: (int,), bool: (int,), float: (float, int)}
+TYPES: dict[Any, tuple[type, ...]] = {str: (str,), int: (int,), bool: (int,), float: (float, int, NoneType)}  # SQLite keeps NaN as NULL
 
 
 @cache

@@ -47,7 +47,7 @@ def check_npz(file: Path, error: type[UsageError]) -> None:
                 promised = 0 if kind.hasobject else math.prod(shape) * kind.itemsize  # objects are refused where they are read
                 if promised > part.file_size:
                     raise error(f"{file} is damaged: the array {part.filename} says that it has {promised} bytes, and has {part.file_size}")
-    except (BadZipFile, ZlibError, EOFError, KeyError, ValueError, RuntimeError) as reason:
+    except (BadZipFile, ZlibError, EOFError, KeyError, ValueError, RuntimeError, OSError) as reason:  # OSError: a part that begins nowhere
         raise error(f"{file} is damaged or no .npz file: {reason}") from reason
 
 

@@ -9,7 +9,7 @@ import warnings
 warnings.simplefilter("ignore")
 os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 
-from ray.cluster_utils import Cluster
+from ray.cluster_utils import Cluster  # noqa: E402  # Ray looks at these when it is imported
 
 if __name__ == "__main__":
     each = {"num_cpus": 1, "object_store_memory": 200 * 2**20}

@@ -125,11 +125,11 @@ class Stopping(Brightness):
 
     def __init__(self, after: int) -> None:
         super().__init__()
-        self.after, self.asked = after, 0
+        self.until, self.asked = after, 0  # not under the argument's name, by which a digest would know it
 
     def forward(self, x: Tensor) -> Tensor:
         self.asked += 1
-        if self.asked > self.after:
+        if self.asked > self.until:
             raise KeyboardInterrupt
         return super().forward(x)
 
@@ -144,7 +144,7 @@ def test_a_run_broken_off_between_two_attacks_goes_on_where_each_image_stood(tmp
     stopping = Stopping(after).eval()
     with pytest.raises(KeyboardInterrupt):
         rb.evaluate(stopping, InTurn(), data(), eps=0.3, batch_size=3, out=tmp_path / "run")
-    stopping.after = 10**9
+    stopping.until = 10**9
     asked = stopping.asked
     resumed = rb.evaluate(stopping, InTurn(), data(), eps=0.3, batch_size=3, out=tmp_path / "run", shuffle_seed=1)
     assert [known(v) for v in resumed.verdicts] == [known(v) for v in whole.verdicts]

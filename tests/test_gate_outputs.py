@@ -21,9 +21,9 @@ from rich.console import Console
 from robustbench_lite.diagnostics import Finding
 from robustbench_lite.errors import UsageError
 from robustbench_lite.gate.rulings import Judgement, Outcome, Ruling
+from robustbench_lite.holding import OURS
 from robustbench_lite.registry import REPORTS
 from robustbench_lite.results import Condition, Result, Verdict
-from robustbench_lite.store import OURS
 from robustbench_lite.worst import worst_case
 
 HOSTILE = "a|b <script>alert(1)</script> & \"q\" 'r'\n## x `y` [z](http://a) ]]> \x00\x1b[31m\x9b\ud800\uffff %,: é"

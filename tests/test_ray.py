@@ -76,7 +76,7 @@ def test_two_nodes_of_which_one_is_killed(cluster: TwoNodes, robust_eval: Comman
         time.sleep(0.05)
     cluster.kill_a_node()
     assert sum(key[0].startswith("square") for key in robust_eval.broken("ray")) < 120
-    out, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     equal(robust_eval.folder, "alone", "ray")
     notes = json.loads((robust_eval.folder / "ray" / "run.json").read_text())["notes"]
@@ -142,7 +142,7 @@ def test_a_ray_of_our_own_is_for_this_machine_alone(robust_eval: CommandLine, fa
     sockets = listening(pids)
     said = {pid: Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ") for pid in pids}
     environment = [Path(f"/proc/{pid}/environ").read_text() for pid in pids if "raylet" in said[pid] or "gcs_server" in said[pid]]
-    out, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert sockets
     assert {address: said[pid][:80] for address, pid in sockets.items() if not address.startswith(LOOPBACK)} == {}

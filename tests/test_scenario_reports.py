@@ -19,10 +19,10 @@ from rich.console import Console
 
 from robustbench_lite.clinical import Figure
 from robustbench_lite.diagnostics import Finding
+from robustbench_lite.holding import OURS
 from robustbench_lite.registry import REPORTS
 from robustbench_lite.results import Result
 from robustbench_lite.scenarios import Published, PublishedRow, ScenarioReport
-from robustbench_lite.store import OURS
 
 SVG = "{http://www.w3.org/2000/svg}"
 SHARES = ("accuracy", "confidence", "sensitivity", "specificity", "balanced_accuracy", "ece", "success")

@@ -23,7 +23,7 @@ from robustbench_lite.errors import InvalidEvaluation, RunMismatch, UsageError
 from robustbench_lite.results import VERDICT_FIELDS, Condition, Verdict, Witness
 from robustbench_lite.store import Store, explained, read_image_digests, read_run, write_text
 from robustbench_lite.stored import read_config
-from robustbench_lite.witnesses import file_name, image_digest, read, write
+from robustbench_lite.witnesses import file_name, image_digest, packed, read, write
 
 PGD = Condition("pgd[linf,4/255]", "attack", "pgd", "linf", 4 / 255)
 
@@ -305,7 +305,7 @@ def test_a_witness_in_memory_is_kept_too() -> None:
 
 def test_one_changed_byte_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "witnesses" / "w.safetensors"
-    expected = write(path, Witness(torch.zeros(1, 4, 4), torch.ones(1, 4, 4)), {"sample_id": "a"})
+    expected = write(path, packed(Witness(torch.zeros(1, 4, 4), torch.ones(1, 4, 4)), {"sample_id": "a"}))
     content = path.read_bytes()
     for place in (0, 20, len(content) // 2, len(content) - 1):
         path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
