@@ -46,8 +46,7 @@ class COLT(Within):
     judge it by a certificate such as crown. The regions rest on estimates, and training proves nothing.
 
     A step costs about forty times one without a defense. It is for small plain sequences (small_cnn), in one process, and each
-    phase needs its epochs: --epochs is shared out evenly. The authors' learning rate starts again with each phase; here it is the
-    recipe's, so that --schedule constant or steps leaves more for the last phases than cosine.
+    phase needs its epochs: --epochs is shared out evenly, and the learning rate's schedule starts again with each phase.
 
     Args:
         eps: radius of the ball, in units of a pixel's full range; by default the usual one of the data.
@@ -73,6 +72,13 @@ class COLT(Within):
     stability: Annotated[float, Field(ge=0)] = 0.005
     growth: Annotated[float, Field(gt=0)] = 1.5
     projections: Annotated[int, Field(ge=1)] = 50
+
+    def phases(self, model: nn.Module) -> int:
+        """
+        Raises:
+            ModelError: the network is no plain sequence, or has too few ReLUs.
+        """
+        return len(blocks_of(model)) - 1
 
     def phase(self, progress: float, phases: int) -> Phase:
         """Of so many phases of equal length, where this share of the training is done."""

@@ -110,13 +110,14 @@ class Recipe:
         """The highest learning rate, scaled where that is asked for."""
         return self.lr * (self.batch_size / 256 if self.tricks.scale_lr else 1)
 
-    def learning_rate(self, step: int, per_epoch: int) -> float:
-        """Of a step, counted from 0, with so many steps an epoch."""
-        tricks, total = self.tricks, self.epochs * per_epoch
+    def learning_rate(self, step: int, per_epoch: int, phases: int = 1) -> float:
+        """Of a step, counted from 0, with so many steps an epoch; of several phases of equal length each has the whole schedule."""
+        tricks, total = self.tricks, self.epochs * per_epoch / phases
+        within = step * phases % (self.epochs * per_epoch) / phases
         rising = round(tricks.warmup * per_epoch)
-        if step < rising:
-            return self.peak * (step + 1) / rising
-        done = (step - rising) / max(1, total - rising)
+        if within < rising:
+            return self.peak * (within + 1) / rising
+        done = (within - rising) / max(1, total - rising)
         if tricks.schedule == "cosine":
             return self.peak * (1 + math.cos(math.pi * done)) / 2
         if tricks.schedule == "steps":

@@ -131,6 +131,7 @@ class Training:
             on = [world.device] if world.device.type == "cuda" else None
             self.objective = DistributedDataParallel(self.objective, device_ids=on)
         self.optimizer = optimizer_for(self.classifier, recipe)
+        self.phases = self.defenses.phases(self.classifier.model)
         self.average = Average.of(self.classifier, recipe.tricks.ema)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=recipe.tricks.precision == "fp16")
         self.running = Running()
@@ -182,7 +183,7 @@ class Training:
     def _step(self, batch: Batch, draw: Streams, everyone: int, replay: Replay) -> None:
         """One update along the gradient of the mean loss over all processes' images, of which there are `everyone`."""
         running, tricks, device = self.running, self.recipe.tricks, self.world.device
-        lr = self.recipe.learning_rate(running.step, self.feed.per_epoch)
+        lr = self._rate(running.step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         half = HALF[tricks.precision]
@@ -202,6 +203,9 @@ class Training:
         self.scaler.update()
         self.average.update(self.classifier)
 
+    def _rate(self, step: int) -> float:
+        return self.recipe.learning_rate(step, self.feed.per_epoch, self.phases)
+
     def _end_of_epoch(self, epoch: int) -> None:
         running, model = self.running, self._as_used()
         self.world.agree(model.buffers())  # running statistics are each process's own
@@ -210,7 +214,7 @@ class Training:
             Epoch(
                 epoch + 1,
                 running.total / (len(self.feed.data) * self.defenses.replays),
-                self.recipe.learning_rate(running.step - 1, self.feed.per_epoch),
+                self._rate(running.step - 1),
                 running.seconds,
                 *((score.clean, score.attacked) if score is not None else ()),
             ),

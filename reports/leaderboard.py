@@ -114,7 +114,7 @@ def _terminal(board: Board) -> RenderableType:
         tables += [_table(board, title, group, _gap) for group in groups]
     of = sorted({card.n for line in board.lines for each in line.figures if (card := line.stored(each.condition))})
     cards = [f"card: what the model's card says, of {' or '.join(map(str, of))} images"] if of else []
-    said = [*cards, *board.flattering, *(f"note: {note}" for note in board.notes)]
+    said = [*cards, *board.flattering, *board.proven, *(f"note: {note}" for note in board.notes)]
     return Group(*tables, Text("\n".join(["", *said])))
 
 

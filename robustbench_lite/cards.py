@@ -26,11 +26,12 @@ class Figure:
     """What one question to a model, or the mean of several, found.
 
     Args:
-        name: clean, pgd, autoattack, adaptive, or the suite of corruptions.
-        asked: the attacks' specs, of which the strongest counts for each image; or the corruptions'.
-        norm, eps: of the attacks; None without one.
+        name: clean, pgd, autoattack, adaptive, the suite of corruptions, or a certificate.
+        asked: the attacks' specs, of which the strongest counts for each image; or the corruptions', or the certificate's.
+        norm, eps: of the attacks or the proofs; None without one.
         right: per image, in the order of the data, how many of the `answers` were right.
         answers: asked of each image: 1, or one per corruption and severity.
+        proven: what is right is proven to be, whatever the attack: the share is a lower bound, while that under an attack is an upper one.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Figure:
     eps: float | None
     right: tuple[int, ...]
     answers: int = 1
+    proven: bool = False
 
     def __post_init__(self) -> None:
         if not self.right or not all(0 <= count <= self.answers for count in self.right) or not 0 <= (self.eps or 0) < 1e6:
@@ -121,6 +123,7 @@ class Card:
         versions: of python and the packages that it was made and measured with.
         figures: what was measured.
         baseline: name of the model that differences are taken to; None where it is the baseline itself.
+        around: name of the trained model that the defense is put around, whose checkpoint it is; None where it was trained itself.
     """
 
     name: str
@@ -138,6 +141,7 @@ class Card:
     versions: Mapping[str, str]
     figures: tuple[Figure, ...]
     baseline: str | None = None
+    around: str | None = None
 
     def figure(self, condition: str) -> Figure | None:
         """The figure under a condition such as `autoattack[linf,0.1]`; None where it was not measured."""
@@ -173,10 +177,9 @@ class Card:
         lines += [f"trained on: {', '.join(self.trained_on) or 'images as they are'}", "", f"accuracy on {self.data}, 95 % intervals:"]
         for figure in self.figures:
             low, high = figure.interval
-            lines.append(
-                f"  {figure.condition:24} {figure.accuracy:7.2%} [{low:.2%}, {high:.2%}] of {figure.n}{_against(figure, baseline)}"
-            )
-            if figure.asked:
+            said = "; proven, at least, whatever the attack" if figure.proven else _against(figure, baseline)
+            lines.append(f"  {figure.condition:24} {figure.accuracy:7.2%} [{low:.2%}, {high:.2%}] of {figure.n}{said}")
+            if figure.asked and not figure.proven:
                 lines.append(f"  {'':24} {'strongest of ' if len(figure.asked) > 1 else ''}{', '.join(figure.asked)}")
         made_with = ", ".join(f"{name} {version}" for name, version in self.versions.items())
         return "\n".join([*lines, "", f"SHA-256 of the checkpoint: {self.digest}", f"made with: {made_with}"])

@@ -4,6 +4,7 @@ A defense is a frozen dataclass, registered in a file of its own, that has a `ki
 
     rebuild(model) -> nn.Module          the network before it has weights: other layers, or the same ones changed in place
     scheduled(model, epoch, epochs)      called before every step with its epoch, counted from 0
+    phases(model) -> int                 how many parts of equal length the training has, each with the recipe's whole schedule
     augment(batch, draw) -> Batch        other images, other targets, or further views of the images
     fit(step) -> (B,)                    what is minimised in place of the cross-entropy of the images
     penalty(step) -> (B,)                what is minimised besides
@@ -253,6 +254,9 @@ class Defenses:
     def scheduled(self, model: nn.Module, epoch: int, epochs: int) -> None:
         for part in self._having("scheduled"):
             part.scheduled(model, epoch, epochs)
+
+    def phases(self, model: nn.Module) -> int:
+        return max((part.phases(model) for part in self._having("phases")), default=1)
 
     def augment(self, batch: Batch, draw: Streams) -> Batch:
         for part in self._having("augment"):

@@ -96,6 +96,19 @@ class Board:
         return tuple(sentence for line in self.lines for sentence in line.flattering)
 
     @property
+    def proven(self) -> tuple[str, ...]:
+        """What cards say is proven of a model, the lower bounds beside the upper ones of attacks."""
+        return tuple(
+            f"{line.name}: at least {sum(figure.right)} of the {figure.n} images of its card stay right at {figure.norm} "
+            f"{eps_text(figure.eps or 0)}, whatever the attack: {figure.name} proves it ({100 * figure.accuracy:.1f} %, 95 % interval "
+            f"{100 * figure.interval[0]:.1f} to {100 * figure.interval[1]:.1f})"
+            for line in self.lines
+            if line.card is not None and line.card.data == line.config["data"]["spec"]
+            for figure in line.card.figures
+            if figure.proven
+        )
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What the runs say besides, each once, with the models that it is of unless it is of all."""
         said: dict[str, list[str]] = {}

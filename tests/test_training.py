@@ -220,6 +220,17 @@ def test_cosine_falls_from_the_rate_towards_0() -> None:
     assert 0 < found[19] < 0.01
 
 
+def test_a_training_in_phases_has_the_whole_schedule_in_each() -> None:
+    plan = Recipe(epochs=10, lr=1.0, tricks=Tricks(warmup=0.5))
+    found = [plan.learning_rate(step, 6, 3) for step in range(60)]
+    assert found[:20] == found[20:40] == found[40:]
+    assert found[:3] == pytest.approx([1 / 3, 2 / 3, 1])
+    assert found[3] == 1
+    assert 0 < found[19] < 0.01
+    uneven = [plan.learning_rate(step, 7, 3) for step in range(70)]  # 70 steps: phases begin with steps 24 and 47
+    assert [step for step in range(1, 70) if uneven[step] > uneven[step - 1] and uneven[step - 1] < 0.1] == [24, 47]
+
+
 def test_steps_divide_by_ten() -> None:
     assert rates(schedule="steps") == pytest.approx([1] * 10 + [0.1] * 5 + [0.01] * 5)
     assert rates(schedule="steps", drops=(0.9,)) == pytest.approx([1] * 18 + [0.1] * 2)

@@ -6,15 +6,25 @@ from pathlib import Path
 
 from robustbench_lite.cards import Card
 from robustbench_lite.classifier import Classifier
+from robustbench_lite.defending import Defenses
 from robustbench_lite.registry import MODELS
 from robustbench_lite.trained import load_trained
 
 FOLDER = Path(__file__).parent
 
 
+def stored(folder: Path, name: str, defense: str, around: str | None) -> Classifier:
+    """A model of the zoo from the checkpoints in a folder: as it was trained, or with the defense put around another one."""
+    classifier = load_trained(folder / f"{around or name}.safetensors")
+    if around is not None:
+        classifier = Defenses.parse(defense).applied(classifier)
+        classifier.name = name
+    return classifier
+
+
 def _register(file: Path) -> None:
     def bundled() -> Classifier:
-        return load_trained(file.with_suffix(".safetensors"))
+        return stored(FOLDER, card.name, card.defense, card.around)
 
     card = Card.read(file)
     bundled.__doc__ = card.description

@@ -25,7 +25,7 @@ from robustbench_lite.console import application, exit_code
 from robustbench_lite.data import load_data
 from robustbench_lite.errors import UnknownName, UsageError
 
-from . import FOLDER
+from . import FOLDER, stored
 from .entries import ENTRIES, UNDEFENDED
 
 BUILD = Path("build/zoo")
@@ -57,37 +57,46 @@ def make_zoo(
         raise UsageError(f"--images must be 1 or more, got {images}")
     BUILD.mkdir(parents=True, exist_ok=True)
     began, failures = time.monotonic(), 0
+    asked = list(names or ENTRIES)[::-1]
+    trained = [name for name in asked if ENTRIES[name].around is None]
     with ProcessPoolExecutor(WORKERS, get_context("spawn"), _one_thread) as workers:
-        jobs = {workers.submit(made, name, None if full else images): name for name in names or list(ENTRIES)[::-1]}
         try:
-            for job in as_completed(jobs):
-                name, card = jobs[job], job.result()
-                if update:
-                    _ship(card)
-                differing = unlike(card, _shipped(name))
-                failures += len(differing)
-                print("\n  ".join([f"{name}, after {time.monotonic() - began:.0f} s:", *(differing or ["as its card says"])]), flush=True)
+            for together in (trained, [name for name in asked if name not in trained]):  # what is put around a model waits for it
+                jobs = {workers.submit(made, name, None if full else images, trained): name for name in together}
+                for job in as_completed(jobs):
+                    name, card = jobs[job], job.result()
+                    if update:
+                        _ship(card)
+                    differing = unlike(card, _shipped(name))
+                    failures += len(differing)
+                    told = [f"{name}, after {time.monotonic() - began:.0f} s:", *(differing or ["as its card says"])]
+                    print("\n  ".join(told), flush=True)
         except BaseException:
             workers.shutdown(wait=False, cancel_futures=True)  # or an interrupted make would begin with the models that wait
             raise
     return int(failures > 0)
 
 
-def made(name: str, images: int | None) -> Card:
-    """Train and measure one model; what was interrupted goes on."""
-    import torch
+def made(name: str, images: int | None, trained: Sequence[str] = ()) -> Card:
+    """Train and measure one model; what was interrupted goes on.
 
-    from robustbench_lite.trained import load_trained
+    Args:
+        images: how many, as `make_zoo` takes them; None is all.
+        trained: the models that this `make` has trained. A defense around another one is put around that which is shipped.
+    """
+    import torch
 
     from ..job import run_job
     from ..world import World
     from .measuring import figures, measure
 
-    entry, checkpoint = ENTRIES[name], BUILD / f"{name}.safetensors"
-    request = entry.request(checkpoint)
-    run_job(request, World(0, 1, torch.device("cpu")), lambda *_: None)
-    classifier = load_trained(checkpoint)
-    results = measure(classifier, request.data, entry.adaptive, images, BUILD)
+    entry = ENTRIES[name]
+    folder = FOLDER if entry.around is not None and entry.around not in trained else BUILD
+    request = ENTRIES[entry.around or name].request(BUILD / f"{entry.around or name}.safetensors")
+    if entry.around is None:
+        run_job(request, World(0, 1, torch.device("cpu")), lambda *_: None)
+    classifier = stored(folder, name, entry.defense, entry.around)
+    results = measure(classifier, request.data, entry.adaptive, images, BUILD, entry.certificates)
     for result in results:
         assert result.folder is not None
         shutil.rmtree(result.folder)  # only an interrupted run is worth keeping: the next `make zoo` is to measure, not to remember
@@ -98,15 +107,16 @@ def made(name: str, images: int | None) -> Card:
         not_for=entry.not_for,
         data=request.data,
         architecture=request.model,
-        defense=request.defense,
-        command=request.command,
+        defense=entry.defense,
+        command=request.command if entry.around is None else f"robust-eval --model {entry.around} --defense {entry.defense}",
         seed=request.seed,
         chosen=entry.chosen,
         trained_on=classifier.trained_on,
-        digest=sha256(checkpoint.read_bytes()).hexdigest(),
+        digest=sha256((folder / request.out.name).read_bytes()).hexdigest(),
         versions=results[0].config["versions"],
         figures=figures(results, entry.adaptive),
         baseline=None if name == UNDEFENDED else UNDEFENDED,
+        around=entry.around,
     )
 
 
@@ -140,7 +150,8 @@ def _shipped(name: str) -> Card | None:
 
 
 def _ship(card: Card) -> None:
-    shutil.copyfile(BUILD / f"{card.name}.safetensors", FOLDER / f"{card.name}.safetensors")
+    if card.around is None:
+        shutil.copyfile(BUILD / f"{card.name}.safetensors", FOLDER / f"{card.name}.safetensors")
     (FOLDER / f"{card.name}.json").write_text(card.written(), "utf-8")
 
 

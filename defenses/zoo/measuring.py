@@ -8,6 +8,7 @@ from pathlib import Path
 from robustbench_lite.cards import SEED, Figure
 from robustbench_lite.classifier import Classifier
 from robustbench_lite.evaluation import evaluate
+from robustbench_lite.proofs import Known, refuse_contradiction
 from robustbench_lite.registry import ATTACKS
 from robustbench_lite.results import Condition, Result
 
@@ -17,14 +18,19 @@ RADII = (0.05, 0.1, 0.15)
 WIDER = 3
 """Autoattack takes about thirty times as long as all the rest."""
 SUITE = "cifar-c"
+CERTIFIED = (0.1,)
+"""Where certificates are asked: one radius, since a proof of an image costs a second."""
 
 
-def measure(classifier: Classifier, data: str, adaptive: tuple[str, ...], images: int | None, folder: Path) -> Sequence[Result]:
+def measure(
+    classifier: Classifier, data: str, adaptive: tuple[str, ...], images: int | None, folder: Path, certificates: tuple[str, ...] = ()
+) -> Sequence[Result]:
     """Ask everything that a card tells of; a measurement that was interrupted goes on.
 
     Args:
         adaptive: specs of attacks.
-        images: how many of the data's for autoattack; the rest is asked about WIDER as many. None is all.
+        certificates: specs of what proves.
+        images: how many of the data's for autoattack and certificates; the rest is asked about WIDER as many. None is all.
         folder: where runs are kept.
     """
     return [
@@ -33,24 +39,30 @@ def measure(classifier: Classifier, data: str, adaptive: tuple[str, ...], images
             attacks,
             data,
             corruptions=corruptions,
+            certify=() if attacks else certificates,
             norm=NORM,
-            eps=RADII,
+            eps=radii,
             limit=count,
             seed=SEED,
             device="cpu",
             witnesses="none",
-            out=folder / f"{classifier.name}-{classifier.digest[:16]}-{attacks[0]}-{count or 'all'}",
+            out=folder / f"{classifier.name}-{classifier.digest[:16]}-{(attacks or certificates)[0]}-{count or 'all'}",
         )
-        for attacks, corruptions, count in (
-            (["pgd", *adaptive], SUITE, images and WIDER * images),
-            (["autoattack"], (), images),
+        for attacks, corruptions, radii, count in (
+            (["pgd", *adaptive], SUITE, RADII, images and WIDER * images),
+            (["autoattack"], (), RADII, images),
+            *([([], (), CERTIFIED, images)] if certificates else []),
         )
     ]
 
 
 def figures(results: Sequence[Result], adaptive: tuple[str, ...]) -> tuple[Figure, ...]:
-    """The figures of a card; of the adaptive attacks the strongest counts, for each image."""
-    wide, narrow = results
+    """The figures of a card; of the adaptive attacks the strongest counts, for each image.
+
+    Raises:
+        InvalidEvaluation: an attack broke an image that is proven.
+    """
+    wide, narrow, *proven = results
     found = [Figure("clean", (), None, None, _right(wide, "clean"))]
     for result, name, specs in ((wide, "pgd", ("pgd",)), (narrow, "autoattack", ("autoattack",)), (wide, "adaptive", adaptive)):
         for eps in RADII:
@@ -60,7 +72,17 @@ def figures(results: Sequence[Result], adaptive: tuple[str, ...]) -> tuple[Figur
                 raise ValueError(f"{name} is {', '.join(specs)}, but only {', '.join(c.name for c in asked)} ran")
             found.append(Figure(name, specs, NORM, eps, _together(result, asked, min)))
     corrupted = [c for c in wide.conditions if c.kind == "corruption"]
-    return (*found, Figure(SUITE, (SUITE,), None, None, _together(wide, corrupted, sum), len(corrupted)))
+    found.append(Figure(SUITE, (SUITE,), None, None, _together(wide, corrupted, sum), len(corrupted)))
+    for result in proven:
+        known = Known.of(result.certificates, result.proofs, result.config["model"]["digest"])
+        for attacked in (wide, narrow):
+            refuse_contradiction(known, attacked.conditions, attacked.verdicts)
+        for c in result.certificates:
+            holds = {proof.sample_id: int(proof.proven) for proof in result.proofs if proof.condition == c.name}
+            spec = str(c.certificate)
+            right = tuple(holds[verdict.sample_id] for verdict in result.of("clean"))  # in the data's order
+            found.append(Figure(spec, (spec,), c.norm, c.eps, right, proven=True))
+    return tuple(found)
 
 
 def _together(result: Result, conditions: Sequence[Condition], of: Callable[[Iterable[int]], int]) -> tuple[int, ...]:
