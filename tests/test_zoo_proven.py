@@ -128,7 +128,8 @@ def test_the_leaderboard_says_what_cards_prove_and_that_it_is_a_lower_bound(tmp_
     card = SHIPPED[name]
     clean, attacked = Figure("clean", (), None, None, (1,) * 10), Figure("worst", ("pgd",), "linf", 0.1, (1,) * 10)
     config = {"notes": [], "data": {"spec": "digits", "digest": "d"}, "versions": {"robustbench-lite": "0"}, "device": "cpu"}
-    line = Line(name, (clean, attacked, Figure("cifar-c", ("cifar-c",), None, None, (1,) * 10)), card, (), config | {"model": {"digest": "m"}})
+    corrupted = Figure("cifar-c", ("cifar-c",), None, None, (1,) * 10)
+    line = Line(name, (clean, attacked, corrupted), card, (), config | {"model": {"digest": "m"}})
     board = Board("digits", (line,), ("clean", "worst[linf,0.1]", "cifar-c"), None, False, "robust-eval leaderboard", tmp_path)
     proven = sum(figure(name, "crown[linf,0.1]").right)
     assert f"{name}: at least {proven} of the 100 images of its card stay right at linf 0.1, whatever the attack: crown" in board.proven[0]

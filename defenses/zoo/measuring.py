@@ -7,8 +7,8 @@ from pathlib import Path
 
 from robustbench_lite.cards import SEED, Figure
 from robustbench_lite.classifier import Classifier
+from robustbench_lite.errors import InvalidEvaluation
 from robustbench_lite.evaluation import evaluate
-from robustbench_lite.proofs import Known, refuse_contradiction
 from robustbench_lite.registry import ATTACKS
 from robustbench_lite.results import Condition, Result
 
@@ -74,9 +74,10 @@ def figures(results: Sequence[Result], adaptive: tuple[str, ...]) -> tuple[Figur
     corrupted = [c for c in wide.conditions if c.kind == "corruption"]
     found.append(Figure(SUITE, (SUITE,), None, None, _together(wide, corrupted, sum), len(corrupted)))
     for result in proven:
-        known = Known.of(result.certificates, result.proofs, result.config["model"]["digest"])
         for attacked in (wide, narrow):
-            refuse_contradiction(known, attacked.conditions, attacked.verdicts)
+            contradiction = result.known.contradicted(attacked.conditions, attacked.verdicts)
+            if contradiction is not None:
+                raise InvalidEvaluation(contradiction)
         for c in result.certificates:
             holds = {proof.sample_id: int(proof.proven) for proof in result.proofs if proof.condition == c.name}
             spec = str(c.certificate)
