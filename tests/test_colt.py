@@ -82,13 +82,13 @@ def test_phases_are_as_long_as_each_other_and_mix_at_their_start(progress: float
     assert phase.kappa == pytest.approx(kappa, abs=1e-6)
 
 
-@pytest.mark.parametrize("steps", [3, 7 * 3, 29 * 60])
 def test_the_schedule_starts_again_with_each_phase() -> None:
     model = network().model
     assert Defenses((COLT(eps=0.1),)).phases(model) == COLT(eps=0.1).phases(model) == 3
     assert Defenses().phases(model) == 1
 
 
+@pytest.mark.parametrize("steps", [3, 7 * 3, 29 * 60])
 def test_a_phase_begins_with_its_own_first_step_whatever_is_rounded(steps: int) -> None:
     numbers = [COLT(eps=0.1).phase(step / steps, 3).number for step in range(steps)]
     assert numbers == [3 * step // steps for step in range(steps)]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from handmade_runs import IMAGES, attack, first, made, verdict
+from handmade_runs import IMAGES, attack, first, made, row, verdict
 from robustbench_lite.defenses.zoo import make, measuring
 from robustbench_lite.defenses.zoo.entries import ENTRIES, UNDEFENDED
 
@@ -99,12 +99,13 @@ def runs(broken: set[str], proven: set[str]) -> Sequence[Result]:
         for condition in (attack(spec, eps) for spec in specs for eps in measuring.RADII):
             fell = broken if condition.attack == "pgd" and condition.eps == 0.1 else set()
             rows.append((condition, [verdict(condition, key, key in fell, prediction=int(key not in fell)) for key in IMAGES]))
-        return made(*rows)
+        fog = Condition("fog[1]", "corruption", corruption="fog", severity=1)
+        return made(*rows, (fog, row(fog, set())))
 
     crown = Condition("crown[linf,0.1]", "certified", norm="linf", eps=0.1, certificate="crown", confidence=1.0, proof_of="m")
     proofs = [ProofVerdict(crown.name, key, 1, 1, key in proven, 0.1 * (key in proven), None) for key in reversed(IMAGES)]
     plain = made()
-    certified = replace(plain, config={**plain.config, "model": {"digest": "m"}}, conditions=[*plain.conditions, crown], proofs=proofs)
+    certified = replace(plain, config={**plain.config, "model": {"digest": "m"}}, certificates=[crown], proofs=proofs)
     return attacked("pgd", "apgd"), attacked("autoattack"), certified
 
 
@@ -127,7 +128,7 @@ def test_the_leaderboard_says_what_cards_prove_and_that_it_is_a_lower_bound(tmp_
     name = "digits_colt"
     card = SHIPPED[name]
     clean, attacked = Figure("clean", (), None, None, (1,) * 10), Figure("worst", ("pgd",), "linf", 0.1, (1,) * 10)
-    config = {"notes": [], "data": {"spec": "digits", "digest": "d"}, "versions": {"robustbench-lite": "0"}, "device": "cpu"}
+    config = {"notes": [], "data": {"spec": "digits", "digest": "d"}, "versions": {"robustbench-lite": "0"}, "device": "cpu", "attacks": ["pgd"]}
     corrupted = Figure("cifar-c", ("cifar-c",), None, None, (1,) * 10)
     line = Line(name, (clean, attacked, corrupted), card, (), config | {"model": {"digest": "m"}})
     board = Board("digits", (line,), ("clean", "worst[linf,0.1]", "cifar-c"), None, False, "robust-eval leaderboard", tmp_path)
