@@ -86,9 +86,9 @@ def test_the_bracket_of_a_bundled_model(name: str, tmp_path: Path) -> None:
     run = rb.evaluate(name, asked, "digits", certify=["crown", "zonotope"], eps=0.1, limit=50, seed=SEED, out=tmp_path)
     bracket = run.brackets["worst[linf,0.1]"]
     assert bracket.proven <= bracket.surviving
-    for row in run.proof_rows:
-        assert row.proven == sum(make._over(figure(name, row.condition), 50, "digits").right)
-        assert (row.accuracy > 0.3) == (name in TRAINED_FOR_IT)
+    for proven in run.proof_rows:
+        assert proven.proven == sum(make._over(figure(name, proven.condition), 50, "digits").right)
+        assert (proven.accuracy > 0.3) == (name in TRAINED_FOR_IT)
 
 
 def runs(broken: set[str], proven: set[str]) -> Sequence[Result]:
@@ -128,7 +128,8 @@ def test_the_leaderboard_says_what_cards_prove_and_that_it_is_a_lower_bound(tmp_
     name = "digits_colt"
     card = SHIPPED[name]
     clean, attacked = Figure("clean", (), None, None, (1,) * 10), Figure("worst", ("pgd",), "linf", 0.1, (1,) * 10)
-    config = {"notes": [], "data": {"spec": "digits", "digest": "d"}, "versions": {"robustbench-lite": "0"}, "device": "cpu", "attacks": ["pgd"]}
+    config = {"notes": [], "data": {"spec": "digits", "digest": "d"}, "versions": {"robustbench-lite": "0"}}
+    config |= {"device": "cpu", "attacks": ["pgd"]}
     corrupted = Figure("cifar-c", ("cifar-c",), None, None, (1,) * 10)
     line = Line(name, (clean, attacked, corrupted), card, (), config | {"model": {"digest": "m"}})
     board = Board("digits", (line,), ("clean", "worst[linf,0.1]", "cifar-c"), None, False, "robust-eval leaderboard", tmp_path)
