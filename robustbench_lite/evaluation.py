@@ -153,10 +153,10 @@ def evaluate(
         during.enter_context(resolved.ready())
         told = during.enter_context(watched(store, progress or (lambda *_: None), where.hang_after if where.alone else None))
         session = resolved.session(store, told, enough)
-        if not where.alone:
-            engine = during.enter_context(closing(where.open(device)))
-            session.spread = Sharding(engine, asked, resolved, where.shard, where.hang_after)
         try:
+            if not where.alone:
+                engine = during.enter_context(closing(where.open(device)))
+                session.spread = Sharding(engine, asked, resolved, where.shard, where.hang_after)
             session.run()
             session.about["complete"] = True
         finally:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 from cli_fixture import FACTORIES, CommandLine, Ran
+from same_run import same
 from torch import nn
 
 import robustbench_lite as rb
 from robustbench_lite.errors import UsageError
 from robustbench_lite.relay import Parcel, receive
-from robustbench_lite.results import VERDICT_FIELDS, Result, Witness
+from robustbench_lite.results import VERDICT_FIELDS, Witness
 from robustbench_lite.store import Store
 from robustbench_lite.witnesses import image_digest, packed
 
@@ -30,51 +30,12 @@ EVERYTHING = {
 }
 
 
-NEAR = 1e-4
-"""Sums are rounded otherwise in batches of other images: how far figures may lie apart, while everything that is counted is equal."""
+def test_two_workers_say_what_one_process_says() -> None:
+    asked = {"attacks": ["pgd:steps=5", "square:queries=20"], "data": "digits", "limit": 24}
+    same(rb.evaluate("digits_cnn", **asked), rb.evaluate("digits_cnn", **asked, workers=2))
 
 
-def near(one: Any, other: Any) -> bool:
-    """Whether two facts are the same, numbers with a fraction but for their rounding."""
-    if isinstance(one, float) and isinstance(other, float):
-        return one == other or abs(one - other) <= NEAR * max(1, abs(one)) or (one != one and other != other)
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(near(one[key], other[key]) for key in one)
-    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
-        return len(one) == len(other) and all(map(near, one, other))
-    return bool(one == other)
-
-
-def facts(result: Result) -> dict[str, list[Any]]:
-    """All that a run says of its images, in one order."""
-    tables = {name: getattr(result, name) for name in ("verdicts", "transferred", "sequenced", "proofs")}
-    found = {name: [asdict(row) | {"witness": None} for row in rows] for name, rows in tables.items()}
-    for rows in found.values():
-        rows.sort(key=lambda row: [str(row[key]) for key in ("condition", "sample_id", "target") if key in row])
-    return found | {
-        "left_out": sorted((name, *pair) for name, pairs in result.left_out.items() for pair in pairs.items()),
-        "notes": sorted(result.config["notes"]),
-        "observed": [result.config.get("observed")],
-    }
-
-
-def same(alone: Result, spread: Result) -> None:
-    mine, theirs = facts(alone), facts(spread)
-    for name, rows in mine.items():
-        assert len(rows) == len(theirs[name]), name
-        differ = [(one, other) for one, other in zip(rows, theirs[name], strict=True) if not near(one, other)]
-        assert differ[:1] == [], (name, len(differ))
-    kept = 0
-    for v in alone.verdicts:
-        one, other = alone.witness(v.condition, v.sample_id), spread.witness(v.condition, v.sample_id)
-        assert (one is None) == (other is None)
-        if one is not None and other is not None:
-            kept += 1
-            assert torch.equal(one.clean, other.clean)
-            assert torch.allclose(one.adversarial, other.adversarial, atol=NEAR)
-    assert kept or not any(v.witness for v in alone.verdicts)
-
-
+@pytest.mark.slow
 def test_everything_at_once_on_disk(tmp_path: Path, inside: Callable[..., Ran], robust_eval: CommandLine) -> None:
     alone = rb.evaluate("digits_cnn", **EVERYTHING, out="alone")
     spread = rb.evaluate("digits_cnn", **EVERYTHING, out="spread", workers=rb_workers(2, shard=8))

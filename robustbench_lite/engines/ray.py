@@ -146,7 +146,7 @@ GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 
 def _greet(address: str) -> None:
     """Raise OSError where nobody answers as Ray would, for which Ray itself waits minutes."""
     host, _, port = address.rpartition(":")
-    with socket.create_connection((host, int(port)), timeout=10) as connection:
+    with socket.create_connection((host, int(port)), timeout=5) as connection:
         if os.environ.get("RAY_USE_TLS", "0") == "0":
             connection.sendall(GREETING)
             answer = connection.recv(9)
