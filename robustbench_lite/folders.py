@@ -9,7 +9,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -120,7 +120,8 @@ def corrupt_folder(
         bad.extend([failure] if failure else [])
         progress(done, len(pictures))
 
-    lots = [Lot(work, pictures[start : start + LOT]) for start in range(0, len(pictures), LOT)]
+    here = replace(work, source=source.absolute(), target=target.absolute())  # a worker may begin in another folder
+    lots = [Lot(here, pictures[start : start + LOT]) for start in range(0, len(pictures), LOT)]
     if workers.engine == "local" and workers.count == 1:
         for lot in lots:
             lot.corrupt(partial(heard, lot))

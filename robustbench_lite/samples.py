@@ -43,6 +43,7 @@ class Options:
     outputs: bool = False
     patience: int | None = None
     radii: Mapping[str, float] | None = None
+    halved: int = 0  # how often memory ran out before, in a worker that died
 
 
 Said = tuple[Any, float]

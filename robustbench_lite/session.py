@@ -191,7 +191,8 @@ class Session:
             asked = [(str(job.condition.attack), job.parts.values()) for job in self.planned if bool(job.condition.source) is transfer]
             need_gradients(searched, probe, asked)
         size = options.batch_size
-        self.batches = Batches(local.pick_batch_size(probe[0].numel(), options.device) if size == "auto" else size, self.about, self.notes)
+        chosen = local.pick_batch_size(probe[0].numel(), options.device) if size == "auto" else size
+        self.batches = Batches(max(1, chosen >> options.halved), self.about, self.notes)
         ready = partial(ways, probe=probe, speed_up=options.prepare, bf16=options.bf16)
         self.ways = ready(self.classifier, random=random)
         from_others = self.from_others

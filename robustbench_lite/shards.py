@@ -42,7 +42,7 @@ class Named:
 
 @dataclass(frozen=True)
 class Shard:
-    """Some of a run's images. `packed` is what all shards have in common, `batch_size` the driver's."""
+    """Some of a run's images. `packed` is what all shards have in common."""
 
     number: int
     ids: tuple[str, ...]
@@ -60,8 +60,7 @@ class Shard:
 
     def job(self, deaths: int) -> Job:
         """A worker that died may have lacked memory: the next one halves the batch."""
-        size = max(1, self.session.batches.size >> deaths)
-        return partial(work, self.packed, self.ids, known(self.session.store, self.ids), self.doubts, size)
+        return partial(work, self.packed, self.ids, known(self.session.store, self.ids), self.doubts, deaths)
 
 
 @dataclass(frozen=True)
@@ -156,11 +155,11 @@ def _resolved(packed: bytes) -> Resolved:
     return found
 
 
-def work(packed: bytes, ids: Sequence[str], rows: Rows, doubts: Sequence[Doubt] | None, batch_size: int, send: Send) -> None:
-    """What a worker does with a shard."""
+def work(packed: bytes, ids: Sequence[str], rows: Rows, doubts: Sequence[Doubt] | None, deaths: int, send: Send) -> None:
+    """What a worker does with a shard; how large its batches are, its own device says."""
     send(Parcel())  # it is there, before it loads anything
     found = _resolved(packed)
-    found = replace(found, options=replace(found.options, batch_size=batch_size))
+    found = replace(found, options=replace(found.options, halved=deaths))
     if doubts is not None:
         found = replace(found, doubted=doubts)
     store = Relay({**found.config, "conditions": list(found.config["conditions"])}, rows, send)
