@@ -8,7 +8,7 @@
 #   make peers  compare strength with other libraries (hours; a run that was stopped goes on), the figures of docs/peers.md
 #   make audit  look the installed packages up among known vulnerabilities (asks PyPI);  make sbom  list them in sbom.json (CycloneDX)
 #   make phantoms  train the bundled models for synthetic phantoms again (ten minutes)
-#   make zoo    train the bundled models again and hold them to their cards (under half an hour on two cores)
+#   make zoo    train the bundled models again and hold them to their cards (under 45 minutes on two cores)
 #               FULL=1 measures them on all test images (hours); UPDATE=1 puts them in the place of those that are there
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \

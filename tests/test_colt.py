@@ -86,6 +86,11 @@ def test_the_schedule_starts_again_with_each_phase() -> None:
     model = network().model
     assert Defenses((COLT(eps=0.1),)).phases(model) == COLT(eps=0.1).phases(model) == 3
     assert Defenses().phases(model) == 1
+    spec = "colt:eps=0.05,projections=3,steps=1"
+    learning = training(digits(32), what=made(defense=spec), epochs=3, batch_size=16, lr=0.01)  # a phase is an epoch of two steps
+    learning.run()
+    assert [epoch.lr for epoch in learning.running.epochs] == pytest.approx([0.005] * 3), "half of it at the second step of each phase"
+    assert learning.optimizer.param_groups[0]["lr"] == pytest.approx(0.005)
 
 
 @pytest.mark.parametrize("steps", [3, 7 * 3, 29 * 60])
