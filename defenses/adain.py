@@ -1,9 +1,11 @@
 """Stylised training, images repainted by AdaIN (Geirhos et al., ICLR 2019, https://arxiv.org/abs/1811.12231)."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
+from itertools import repeat
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -20,11 +22,16 @@ from robustbench_lite.registry import defense
 from robustbench_lite.streams import Streams
 from robustbench_lite.style import SMALLEST, Decoder, Encoder, adain, moments, read_decoder, read_encoder
 
+from .feed import READERS
+
 PIXELS = 2**19
 """Images are repainted in parts of about so many pixels: relu1_1 alone has 64 values a pixel."""
 
 TRIED = 4
 """Paintings on which it is tried whether the decoder undoes the encoder."""
+
+NAMED = 10
+"""Paintings that cannot be read, of which a message names so many."""
 
 
 @defense("stylised")
@@ -33,6 +40,7 @@ class Stylised:
     """Repaint images in the style of paintings, so that texture says nothing of the class and shape does.
 
     Costs a pass through VGG-19 and its decoder for every repainted image, several times a ResNet-50's step, and memory of 4 kB a painting.
+    All paintings are read once before the first step, to name those that cannot be used.
     The weights and the paintings are yours to bring (the paper's: AdaIN's own and Kaggle's Painter by Numbers); without them, see
     `style-statistics`. The paper repaints every image once and keeps it, here each epoch draws a painting anew. Images of 32 pixels have
     only 4 x 4 places to repaint.
@@ -113,13 +121,19 @@ class Studio:
         self.decoder.to(device)
 
     def check(self, height: int, width: int) -> None:
-        """Try the networks on a few paintings.
+        """Read every painting, and try the networks on a few.
 
         Raises:
             ModelError: what comes back is farther from them than their mean colour, as from a decoder that belongs to another encoder.
-            DataError: a painting that cannot be read.
+            DataError: paintings that cannot be read; met later, one would end a training that could not go on without it.
         """
-        tried = torch.stack([self.painting(index, height, width) for index in range(min(TRIED, len(self.paintings)))])
+        count = len(self.paintings)
+        with ThreadPoolExecutor(READERS) as readers:
+            torn = [said for said in readers.map(self._unreadable, range(count), repeat(height), repeat(width)) if said]
+        if torn:
+            more = ["..."] * (len(torn) > NAMED)
+            raise DataError(f"{len(torn)} of {count} paintings must be taken away: {'; '.join(torn[:NAMED] + more)}")
+        tried = torch.stack([self.painting(index, height, width) for index in range(min(TRIED, count))])
         back = self.repainted(tried, range(len(tried)), 0.0)
         lost, flat = (back - tried).square().mean(), (tried.mean((2, 3), keepdim=True) - tried).square().mean()
         if not bool(lost <= flat):
@@ -151,6 +165,13 @@ class Studio:
         """
         framed = Preprocess(size=(height, width), resize=round(max(height, width) * 8 / 7))
         return Files(self.paintings, framed)[index].to(self.encoder.colours.weight.device)
+
+    def _unreadable(self, index: int, height: int, width: int) -> str | None:
+        try:
+            self.painting(index, height, width)
+        except DataError as error:
+            return str(error)
+        return None
 
     def _moments(self, index: int, height: int, width: int) -> Tensor:
         if index not in self.moments:

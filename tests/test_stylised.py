@@ -263,6 +263,16 @@ def test_paintings_that_cannot_be_used_are_named(tmp_path: Path, atelier: Path) 
     assert [path.name for path in paintings(atelier / "paintings")] == ["a.png", "b.jpg", "c.png"]
 
 
+def test_every_painting_that_cannot_be_read_is_named_before_the_first_step(tmp_path: Path, atelier: Path) -> None:
+    """Also those that the decoder is not tried on: sets of paintings are known to hold a few."""
+    whole = (atelier / "paintings" / "a.png").read_bytes()
+    for number in range(8):
+        (tmp_path / f"{number}.png").write_bytes(whole[:200] if number in (5, 7) else whole)
+    with pytest.raises(DataError, match=r"^2 of 8 paintings must be taken away: cannot read the image .*5\.png: .*; .*7\.png: ") as refused:
+        stylised(atelier, styles=str(tmp_path)).informed(about())
+    assert "\n" not in str(refused.value)
+
+
 def test_images_that_cannot_be_repainted_and_a_decoder_of_another_encoder_are_refused(atelier: Path) -> None:
     for channels, side in ((4, 32), (3, 8)):
         with pytest.raises(UsageError, match=f"images of {channels} channels and {side} x {side} pixels cannot be repainted"):
