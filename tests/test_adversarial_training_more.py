@@ -295,6 +295,7 @@ def test_attacks_are_in_eval_mode_and_statistics_of_what_is_learnt_from(spec: st
     losses = Defenses.parse(spec).informed(ABOUT).losses(made_step(watched))
     modes = Counter(training for _, training in watched.asked)
     assert (modes[False], modes[True], int(classifier.model[1].num_batches_tracked)) == PASSES[spec]
+    assert [training for _, training in watched.asked] == sorted(training for _, training in watched.asked), "attacked before they take in"
     assert losses.shape == (COUNT,)
     assert all(module.training for module in classifier.modules())
     assert all(weights.requires_grad for weights in classifier.parameters())

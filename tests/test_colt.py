@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from robustbench_lite.defenses import training as loop
-from robustbench_lite.defenses.colt import COLT, Phase, blocks_of
+from robustbench_lite.defenses.colt import COLT, Phase, _noise, blocks_of
 from robustbench_lite.defenses.train_cli import main
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -97,6 +97,12 @@ def test_the_schedule_starts_again_with_each_phase() -> None:
 def test_a_phase_begins_with_its_own_first_step_whatever_is_rounded(steps: int) -> None:
     numbers = [COLT(eps=0.1).phase(step / steps, 3).number for step in range(steps)]
     assert numbers == [3 * step // steps for step in range(steps)]
+
+
+def test_the_projections_of_a_step_are_drawn_again_and_those_of_the_next_are_others() -> None:
+    one, again, other = (_noise(made_step(network(), progress))((5, 4)) for progress in (0.1, 0.1, 0.2))
+    assert torch.equal(one, again)
+    assert not torch.isclose(one, other).any()
 
 
 def test_early_phases_have_the_larger_radius() -> None:

@@ -66,6 +66,11 @@ def test_msd_takes_the_step_that_raises_the_loss_most() -> None:
     assert set(best.tolist()) == {0, 1}
 
 
+def test_msds_usual_steps_reach_the_edge_of_the_ball() -> None:
+    losses = Defenses.parse("multi-norm:msd,linf=0.02,l2=0.02,l1=0.4,steps=2").losses(pixels(FOUR, 0.5, [0, 1]))
+    assert losses.tolist() == pytest.approx([math.log1p(math.exp(3.0 * 0.4 - clean)) for clean in (1.0, -1.0)], abs=1e-5)
+
+
 def test_radii_are_those_of_the_data_unless_others_are_given() -> None:
     told = Defenses.parse("multi-norm:norms=linf,l2,l2=0.5").informed(ABOUT)
     assert told == Defenses.parse("multi-norm:norms=linf,l2,linf=0.1,l2=0.5")

@@ -111,6 +111,10 @@ def test_a_square_is_cut_out_where_its_middle_is_as_far_as_it_is_in_the_image() 
     assert torch.equal(found, expected)
 
 
+def test_values_between_two_levels_are_rounded_first() -> None:
+    assert (levels_under(torch.full((2, 3, 32, 32), 100.6 / 255), ("cutout", 0)) == 101).all()
+
+
 def test_cutout_has_the_papers_size_and_is_anywhere(images: Tensor) -> None:
     black = torch.zeros(400, 3, 32, 32)
     found = levels_under(black, ("cutout", 9))[:, 0] == 128
