@@ -80,6 +80,10 @@ class COLT(Within):
         """
         return len(blocks_of(model)) - 1
 
+    def settled(self, model: nn.Module, progress: float) -> bool:
+        phase = self.phase(progress, self.phases(model))
+        return phase.left == 0 and phase.kappa == 1
+
     def phase(self, progress: float, phases: int) -> Phase:
         """Of so many phases of equal length, where this share of the training is done."""
         done = progress * phases

@@ -46,6 +46,9 @@ class Proven(Within):
         past = progress - self.warmup
         return min(1.0, max(0.0, past / self.ramp)) if self.ramp else float(past >= 0)
 
+    def settled(self, model: nn.Module, progress: float) -> bool:
+        return self.risen(progress) == 1
+
     def loss(self, step: Step, margins: Margins) -> Tensor:
         """(B,) the images as they are, and the worst logits of their balls.
 

@@ -51,9 +51,11 @@ class Selection:
     epoch: int = 0
     weights: dict[str, Any] = field(default_factory=dict)
 
-    def consider(self, classifier: Classifier, epoch: int) -> Score:
-        """The score of these weights, which are kept where it is the best so far; of equals, the earlier."""
+    def consider(self, classifier: Classifier, epoch: int, *, settled: bool = True) -> Score:
+        """The score of these weights, which are kept where they are settled and it is the best so far; of equals, the earlier."""
         score = self._scored(classifier)
+        if not settled:
+            return score
         if self.score is None or score > self.score:
             self.score, self.epoch = score, epoch
             self.weights = {name: tensor.detach().cpu().clone() for name, tensor in classifier.state_dict().items()}

@@ -209,7 +209,8 @@ class Training:
     def _end_of_epoch(self, epoch: int) -> None:
         running, model = self.running, self._as_used()
         self.world.agree(model.buffers())  # running statistics are each process's own
-        score = None if self.selection is None else self.selection.consider(model, epoch + 1)
+        settled = self.defenses.settled(model.model, (epoch + 1) / self.recipe.epochs)
+        score = None if self.selection is None else self.selection.consider(model, epoch + 1, settled=settled)
         running.epochs += (
             Epoch(
                 epoch + 1,

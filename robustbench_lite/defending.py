@@ -5,6 +5,7 @@ A defense is a frozen dataclass, registered in a file of its own, that has a `ki
     rebuild(model) -> nn.Module          the network before it has weights: other layers, or the same ones changed in place
     scheduled(model, epoch, epochs)      called before every step with its epoch, counted from 0
     phases(model) -> int                 how many parts of equal length the training has, each with the recipe's whole schedule
+    settled(model, progress) -> bool     whether the weights of an epoch that ends here may be kept as the best; the last ones always may
     augment(batch, draw) -> Batch        other images, other targets, or further views of the images
     fit(step) -> (B,)                    what is minimised in place of the cross-entropy of the images
     penalty(step) -> (B,)                what is minimised besides
@@ -257,6 +258,9 @@ class Defenses:
 
     def phases(self, model: nn.Module) -> int:
         return max((part.phases(model) for part in self._having("phases")), default=1)
+
+    def settled(self, model: nn.Module, progress: float) -> bool:
+        return progress >= 1 or all(part.settled(model, progress) for part in self._having("settled"))
 
     def augment(self, batch: Batch, draw: Streams) -> Batch:
         for part in self._having("augment"):

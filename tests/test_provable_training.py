@@ -13,10 +13,11 @@ from robustbench_lite.defenses.adversary import attack_for_training, attacked
 from robustbench_lite.defenses.crown_ibp import CROWNIBP
 from robustbench_lite.defenses.ibp import IBP
 from robustbench_lite.defenses.proven import Proven
+from robustbench_lite.defenses.selection import Score, Selection
 from robustbench_lite.defenses.train_cli import main
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from training_fixture import digits, made, same, training
+from training_fixture import ALONE, digits, made, same, training
 
 from robustbench_lite.classifier import Classifier
 from robustbench_lite.data import load_data
@@ -305,6 +306,26 @@ def test_a_network_with_batch_statistics_is_refused_before_the_first_step(
     assert main(["--model", "digits_cnn", "--defense", spec, "--epochs", "3", "--device", "cpu", "--out", str(out)]) == 2
     assert "block1.norm is a BatchNorm2d" in " ".join(capsys.readouterr().err.split())
     assert not list(tmp_path.glob("*.state"))
+
+
+@pytest.mark.parametrize(
+    ("spec", "chosen"),
+    [
+        ("ibp:eps=0.1,warmup=0.3,ramp=0.3", 4),
+        ("ibp:eps=0.1,warmup=0.9,ramp=0.1", 6),
+        ("colt:eps=0.1,projections=2,steps=1", 5),
+        ("none", 1),
+    ],
+)
+def test_the_best_epoch_is_one_of_the_whole_radius_and_of_the_last_phase(spec: str, chosen: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Epochs before are the more robust under attack, and nothing of them can be proven. The last one always counts."""
+    scores = iter(Score(1 / epoch, 1.0) for epoch in range(1, 7))
+    monkeypatch.setattr(Selection, "_scored", lambda self, classifier: next(scores))
+    selection = Selection(digits(8), None, None, 0, ALONE)
+    ours = training(digits(16), what=made("small_cnn", defense=spec), epochs=6, selection=selection, lr=1e-4)
+    ours.run()
+    assert selection.epoch == chosen
+    assert [epoch.attacked for epoch in ours.running.epochs] == [1 / epoch for epoch in range(1, 7)], "all are in the log"
 
 
 def test_a_network_that_does_not_end_in_a_linear_layer_is_refused() -> None:

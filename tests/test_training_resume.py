@@ -132,9 +132,9 @@ def test_the_epoch_chosen_before_the_kill_is_remembered(tmp_path: Path) -> None:
     class Falling(Selection):
         """Every epoch is worse than the one before."""
 
-        def consider(self, classifier: object, epoch: int) -> object:
+        def consider(self, classifier: object, epoch: int, **given: bool) -> object:
             self.fallen = epoch
-            return super().consider(classifier, epoch)  # type: ignore[arg-type] # of the parent's
+            return super().consider(classifier, epoch, **given)  # type: ignore[arg-type] # of the parent's
 
         def _scored(self, classifier: object) -> object:
             from robustbench_lite.defenses.selection import Score
