@@ -344,9 +344,13 @@ def test_an_interruption_at_any_point_of_keeping_a_state_stays_one(tmp_path: Pat
         raise KeyboardInterrupt
 
     def keep_until(seconds: float) -> None:
-        signal.setitimer(signal.ITIMER_REAL, seconds)
-        while True:
-            keep_state(tmp_path / "state", {}, state)
+        # again and again: an interruption that falls into a destructor is swallowed by Python
+        signal.setitimer(signal.ITIMER_REAL, seconds, 0.1)
+        try:
+            while True:
+                keep_state(tmp_path / "state", {}, state)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
 
     state = {str(number): torch.zeros(50_000) for number in range(10)}
     keep_state(tmp_path / "state", {}, state)
