@@ -2,6 +2,7 @@
 #   make demo   attack a real model on 20 real images, and write the report
 #   make demo-gate  what `robust-eval gate` says of models that pass, fail, or cannot be decided (three minutes)
 #   make test   the tests (under ten minutes on two cores);  make test-all adds the slow ones and those against other libraries
+#               (make test-rest runs these alone)
 #   make fuzz   damaged files and odd words, for SECONDS=60 each kind; a failing example is printed (docs/faults.md)
 #   make bench  measure speed and memory, into docs/benchmarks.md;  make lint  ruff and mypy
 #   make attack-table  write the table of docs/attacks.md again, from what is registered
@@ -20,7 +21,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS
 # idle OpenMP threads that spin made two threads up to fifty times slower on a shared machine
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo demo-gate test test-all fuzz bench peers zoo phantoms screenshots attack-table audit sbom lint clean
+.PHONY: demo demo-gate test test-all test-rest fuzz bench peers zoo phantoms screenshots attack-table audit sbom lint clean
 
 demo: .venv/demo
 	$(BIN)/robust-eval --model efficientnet_lite0 --attack fgsm --attack pgd
@@ -33,6 +34,9 @@ test: .venv/dev
 
 test-all: .venv/peers
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile -m "not gpu"
+
+test-rest: .venv/peers
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile -m "(slow or peers) and not gpu"
 
 SECONDS ?= 60
 fuzz: .venv/dev
