@@ -70,14 +70,14 @@ def test_two_nodes_of_which_one_is_killed(cluster: TwoNodes, robust_eval: Comman
     process = robust_eval.start(
         *DIGITS, "--out", "ray", "--engine", "ray", "--ray-address", cluster.address, "--shard-size", 16, env=ON_LOOPBACK
     )
-    until = time.monotonic() + 120
+    until = time.monotonic() + 240
     while sum(key[0].startswith("pgd") for key in robust_eval.broken("ray")) < 20:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < until
         time.sleep(0.05)
     cluster.kill_a_node()
     assert sum(key[0].startswith("square") for key in robust_eval.broken("ray")) < 120
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
     equal(robust_eval.folder, "alone", "ray")
     notes = json.loads((robust_eval.folder / "ray" / "run.json").read_text())["notes"]
@@ -134,7 +134,7 @@ LOOPBACK = ("0100007F:", "00000000000000000000000001000000:", "0000000000000000F
 def test_a_ray_of_our_own_is_for_this_machine_alone(robust_eval: CommandLine, factories: Path) -> None:
     asked = ["--model", f"{factories}:sleepy", "--limit", 60, "--attack", "pgd:steps=20", "--out", "run", "--engine", "ray", "--workers", 1]
     process = robust_eval.start(*asked, env={"NAP": "0.05"})
-    until = time.monotonic() + 120
+    until = time.monotonic() + 240
     while len(robust_eval.broken("run")) < 10:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < until
@@ -143,7 +143,7 @@ def test_a_ray_of_our_own_is_for_this_machine_alone(robust_eval: CommandLine, fa
     sockets = listening(pids)
     said = {pid: Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ") for pid in pids}
     environment = [Path(f"/proc/{pid}/environ").read_text() for pid in pids if "raylet" in said[pid] or "gcs_server" in said[pid]]
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
     assert sockets
     assert {address: said[pid][:80] for address, pid in sockets.items() if not address.startswith(LOOPBACK)} == {}
