@@ -69,14 +69,19 @@ class Attacking:
     progress: Progress
     enough: Enough
 
-    def attack(self, job: Job, answers: Mapping[str, Answer]) -> None:
-        """Attack the images that the job's condition has no verdict for yet."""
+    def attack(self, job: Job, answers: Mapping[str, Answer], later: int = 0) -> None:
+        """Attack those of these images that the job's condition has no verdict for yet.
+
+        Args:
+            later: images that will be attacked later, for the progress.
+        """
         name = job.condition.name
         if job.searched_as is not None:
             self._judge_again(job, job.searched_as)
         done = self.store.decided(name) | self.store.left_out(name)
         subjects, broken = self._subjects(job, [answers[key] for key in self.samples.order if key in answers and key not in done])
-        decided, total = len(self.store.decided(name)), len(self.store.decided(name)) + len(subjects)
+        decided = len(self.store.decided(name))
+        total = decided + len(subjects) + later
         self.progress(name, decided, total, broken)
         started = time.monotonic()
         fate = dict(self.store.fates(name))
@@ -99,7 +104,6 @@ class Attacking:
                 if self.enough(name, fate):
                     break
         self.store.commit(now=True)
-        self._remark(job)
 
     def _judge_again(self, job: Job, other: str) -> None:
         """Verdicts at another eps, from a search for the nearest that knew no eps."""
@@ -122,7 +126,7 @@ class Attacking:
     def _scale(self, job: Job, sample_id: str) -> float | None:
         return self.options.radii[sample_id] if job.condition.scaled and self.options.radii is not None else None
 
-    def _remark(self, job: Job) -> None:
+    def remark(self, job: Job) -> None:
         """Note what a row and the matrix of a transfer attack lack; how far the row can be trusted, the diagnostics say."""
         name, source = job.condition.name, job.condition.source
         if passed_over := self.store.left_out(name, NOTHING_TO_GAIN):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .classifier import Classifier, Images, Logits
+from .engines.local import on_fewer, out_of_memory
 from .errors import DataError, InvalidEvaluation, ModelError
 from .oracle import WhiteBox
 from .plan import Attack
@@ -57,9 +58,9 @@ def taken(classifier: Classifier, probe: Images) -> Logits:
     try:
         with torch.no_grad():
             logits: Any = classifier(probe)
-    except torch.OutOfMemoryError:
-        raise
     except (RuntimeError, ValueError, IndexError, AssertionError, TypeError) as error:
+        if out_of_memory(error):
+            raise
         raise ModelError(f"{classifier.name} does not take {shape} images: {str(error).strip().splitlines()[0]}") from error
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(probe):
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -120,16 +121,19 @@ def need_gradients(classifier: Classifier, probe: Images, attacks: Sequence[tupl
     white = [name for name, parts in attacks if any(map(_white, parts))]
     if not white:
         return
-    x = probe.detach().requires_grad_()
-    reason = ""
-    try:
+
+    def back(images: Images) -> bool:
+        x = images.detach().requires_grad_()
         with torch.enable_grad():
             logits = classifier(x)
-            connected = classifier.differentiable and logits.requires_grad
-            if connected:
+            leads_here: bool = classifier.differentiable and logits.requires_grad
+            if leads_here:
                 torch.autograd.grad(logits.amax(1).sum(), x)
-    except torch.OutOfMemoryError:
-        raise
+        return leads_here
+
+    reason = ""
+    try:
+        connected = on_fewer(back, probe)
     except (RuntimeError, NotImplementedError) as error:  # an operation without a backward, a graph that does not lead to the image
         connected, reason = False, f" ({str(error).strip().splitlines()[0]})"
     if not connected:

@@ -15,7 +15,7 @@ from . import witnesses
 from .results import Witness
 from .store import BROKEN, CONDITION, SAMPLE, Store
 
-Rows = list[tuple[str, Sequence[Sequence[Any]]]]
+Rows = list[tuple[str, list[tuple[Any, ...]]]]
 """Tables and rows of them, in the order in which they were written."""
 
 KEYED = ("samples", "verdicts", "survivors", "transferred", "sequenced", "proofs", "left_out")
@@ -55,9 +55,12 @@ class Relay(Store):
             super().put(table, rows)
 
     def put(self, table: str, rows: Iterable[Sequence[Any]]) -> None:
-        rows = [tuple(row) for row in rows]
-        super().put(table, rows)
-        self.rows.append((table, rows))
+        new: list[tuple[Any, ...]] = [tuple(row) for row in rows]
+        super().put(table, new)
+        if self.rows and self.rows[-1][0] == table:  # the driver takes in many rows at a time much faster than one by one
+            self.rows[-1][1].extend(new)
+        else:
+            self.rows.append((table, new))
 
     def keep(self, condition: str, sample_id: str, witness: Witness) -> str:
         content = witnesses.packed(witness, {"condition": condition, "sample_id": sample_id})

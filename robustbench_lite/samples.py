@@ -139,12 +139,13 @@ class Samples:
     def same_answers(self, name: str, judge: Judge, probe: Tensor) -> None:
         """Refuse to go on with a model that answers otherwise than when the run began: its code may have changed, which no digest sees."""
         asked = "clean" if self.images.has_clean else next(iter(self.images.variants))  # which the probe is of
-        known = {row: before for row, key in enumerate(self.probed) if (before := self.store.said(asked, key)) is not None}
-        said = self.said(self.probed, self.answers(judge, self.probed, probe)) if known else []
+        ids = self.probed[: len(probe)]
+        known = {row: before for row, key in enumerate(ids) if (before := self.store.said(asked, key)) is not None}
+        said = self.said(ids, self.answers(judge, ids, probe)) if known else []
         for row, was in known.items():
             if was[0] != said[row][0] or abs(was[1] - said[row][1]) > 1e-3:
                 raise RunMismatch(
-                    f"{name} says {said[row]} of {self.probed[row]}, and said {was} when this run began: "
+                    f"{name} says {said[row]} of {ids[row]}, and said {was} when this run began: "
                     "choose another --out, or --fresh to start over"
                 )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -24,6 +24,7 @@ from .errors import InvalidEvaluation, UsageError
 from .fitting import Lesson, halves, learns, taught
 from .judge import Judge
 from .labelled import LabelledImages
+from .lacking import unasked, undecided, undoubted
 from .passes import Passes
 from .proofs import Certified, prove
 from .results import LEARNT_FROM
@@ -36,6 +37,9 @@ from .ways import DRAWS, ways
 
 LOOKED_AT = 64
 """Images whose clean answers the diagnostics may look at."""
+
+TURN = 4096
+"""Images that are attacked before the next ones are begun, where there are more: what is kept of each must not add up."""
 
 
 @dataclass
@@ -82,6 +86,7 @@ class Session:
     def __post_init__(self) -> None:
         self.samples = Samples(self.images, self.store, self.options, self.only)
         self.from_others: dict[str, Source] = {}
+        self.unusable = set[str]()
 
     def run(self) -> None:
         todo = self._todo()
@@ -92,7 +97,8 @@ class Session:
             helped = self._others if self.hidden else [self.classifier, *self._others]
             replaced = [name for model in helped for name in during.enter_context(straight_through(model))]
             during.enter_context(seeded(self.options.seed, "first answer"))
-            logits, random = self._first_answers(probe)
+            logits, random = local.on_fewer(self._first_answers, probe)
+            probe = probe[: len(logits)]
             self.samples.outputs = logits.shape[1]
             if replaced:
                 self.notes.append(f"gradients pass {', '.join(replaced)} by the stand-in that it declares (BPDA)")
@@ -114,10 +120,14 @@ class Session:
                 for each in self.certified:
                     prove(each, self.classifier, self.samples, self.store, self.batches.size, self.progress)
                     self._agreed()
-                for job in self.planned:
-                    if self.only is None or not (learns(job) or job.searched_as):
-                        self._attack(job, answers)
-                        self._agreed()
+                for part, later in self._turns(todo, answers) if self.planned else ():
+                    for job in self.planned:
+                        if self.only is None or not (learns(job) or job.searched_as):
+                            self._attack(job, part, later)
+                            self._agreed()
+                if self.only is None:
+                    for job in self.planned:
+                        self.attacking.remark(job)
             if self.images.has_clean:
                 self._doubt(self.doubts, answers)
                 self._agreed()
@@ -127,7 +137,7 @@ class Session:
                 if self.settle and self.only is None:
                     target = self.planned[0].target if self.planned else None
                     further = settling(self.store.result(), target)
-                    if self.spread is not None and (lacking := self._undoubted(further)):
+                    if self.spread is not None and (lacking := undoubted(self.store, self.samples.order, further)):
                         self.store.plan([each.job.condition for each in further])
                         self.spread(self, lacking, further)
                     self._doubt(further, answers)
@@ -137,26 +147,13 @@ class Session:
         """Ids of the images that lack a verdict, in the order in which they are taken."""
         shifted = [shift.condition.name for shift in self.shifts]
         conditions = [*(["clean"] if self.images.has_clean else []), *shifted, *(job.condition.name for job in self.planned)]
-        complete = self.store.decided(conditions[0])
-        for name in conditions[1:]:
-            complete &= self.store.decided(name) | self.store.left_out(name)
-        return [key for key in self.samples.order if key not in complete]
+        return undecided(self.store, self.samples.order, conditions)
 
     def _lacking(self, todo: Sequence[str]) -> list[str]:
         """Ids of the images that lack anything that a worker can bring."""
-        lacking = {*todo, *self._undoubted(self.doubts)}
-        for sequence in self.perturbed:
-            lacking |= set(self.samples.order) - self.store.sequenced(sequence.condition.name)
-        for each in self.certified:
-            lacking |= set(self.samples.order) - self.store.proofs(each.condition.name).keys()
-        return [key for key in self.samples.order if key in lacking]
-
-    def _undoubted(self, doubts: Sequence[Doubt]) -> list[str]:
-        """Ids of the images that doubts have still to be tried on."""
-        result, lacking = self.store.result(), set[str]()
-        for each in doubts:
-            lacking |= set(each.left(result)) - self.store.decided(each.job.condition.name)
-        return [key for key in self.samples.order if key in lacking]
+        store, order = self.store, self.samples.order
+        lacking = {*todo, *undoubted(store, order, self.doubts), *unasked(store, order, self.perturbed, self.certified)}
+        return [key for key in order if key in lacking]
 
     @property
     def _others(self) -> list[Classifier]:
@@ -259,7 +256,7 @@ class Session:
             partial(self.samples.ask, self.judge), [Answer(key) for key in ids], self.batches.size, self.batches.shrunk
         ):
             for answer in batch:
-                if self.planned or answer.unusable:  # attacks start from the answers; without one nothing is kept, however many images
+                if answer.unusable or (self.planned and len(ids) <= TURN):  # attacks start from the answers
                     answers[answer.id] = answer
                 if answer.id == self.samples.probed[0] and self.shifts:
                     self.store.show("clean", thumbnail(self.samples.load(answer.id)))
@@ -273,7 +270,9 @@ class Session:
         if len(done) > before:
             self.store.spend("clean", time.monotonic() - started)
         self.store.commit(now=True)
-        self._refuse({a.id: a.unusable for a in answers.values() if a.unusable})
+        bad = {a.id: a.unusable for a in answers.values() if a.unusable}
+        self.unusable |= bad.keys()
+        self._refuse(bad)
         return answers
 
     def _refuse(self, bad: Mapping[str, str]) -> None:
@@ -326,25 +325,35 @@ class Session:
 
     # ------------------------------------------------------------------ under attack
 
-    def _attack(self, job: Job, answers: dict[str, Answer]) -> None:
+    def _turns(self, ids: Sequence[str], answers: dict[str, Answer]) -> Iterator[tuple[dict[str, Answer], int]]:
+        """The clean answers to so many of these images at a time that memory holds them, and how many images come later."""
+        for start in range(0, len(ids), TURN):
+            part = ids[start : start + TURN]
+            if len(ids) > TURN:
+                answers.clear()
+            self._know(part, answers)
+            yield {key: answers[key] for key in part}, len(ids) - start - len(part)
+
+    def _attack(self, job: Job, answers: dict[str, Answer], later: int) -> None:
         """Attack the images; where the attack has to learn first and there are no images for it, half of them are for that."""
         if not learns(job):
-            self.attacking.attack(job, answers)
+            self.attacking.attack(job, answers, later)
             return
         name = job.condition.name
         images, used = (self.learn_from, set()) if self.learn_from is not None else halves(self.images, self.options.seed)
         if used:
             # what cannot be read teaches nothing: it is undecided in this row too, as it was in a session before
-            used -= {key for key in used if key in answers and answers[key].unusable} | {key for key, _ in self.store.fates(name)}
+            used -= self.unusable | {key for key, _ in self.store.fates(name)}
             images = images.take([row for row, key in enumerate(images.ids) if key in used])
         found = self.from_others[job.condition.source].ways if job.condition.source else self.ways
         lesson = partial(
             Lesson, found.plain, images, job.threat, job.target, self.options.device, self.options.seed, batch_size=self.batches.size
         )
         self.store.leave_out(name, used, LEARNT_FROM)
-        if used:
-            self.notes.append(f"{name} learnt from {len(used)} of the images, which are left out of its row and of the worst case")
-        self.attacking.attack(taught(job, lesson, self.store), answers)
+        note = f"{name} learnt from {len(used)} of the images, which are left out of its row and of the worst case"
+        if used and note not in self.notes:
+            self.notes.append(note)
+        self.attacking.attack(taught(job, lesson, self.store), answers, later)
 
     # ------------------------------------------------------------------ in doubt
 
@@ -354,9 +363,10 @@ class Session:
         for each in doubts:
             done = self.store.decided(each.job.condition.name)
             left = [key for key in each.left(self.store.result()) if key not in done]
-            if left:
-                self._know(left, answers)
-                self.attacking.attack(each.job, {key: answers[key] for key in left})
+            for part, later in self._turns(left, answers):
+                self.attacking.attack(each.job, part, later)
+            if left and self.only is None:
+                self.attacking.remark(each.job)
 
     def _know(self, ids: Sequence[str], answers: dict[str, Answer]) -> None:
         """Have the clean answers to these images, which an earlier session may have asked for."""
@@ -372,4 +382,6 @@ class Session:
         self._know(ids, answers)
         said = [answer.logits for answer in (answers[key] for key in ids) if answer.logits is not None]
         logits = torch.cat(said) if said else torch.empty(0, self.samples.outputs)
-        return Look(self.classifier, self.judge, self.images, result, device, random, ids, logits, self.training)
+        passes = self.judge.passes
+        judge = replace(self.judge, passes=replace(passes, micro=min(passes.micro or LOOKED_AT, self.batches.size)))
+        return Look(self.classifier, judge, self.images, result, device, random, ids, logits, self.training)

@@ -85,9 +85,7 @@ class Sharding:
         store, packed = session.store, self._packed()
         each = self.size or max(LEAST, min(MOST, -(-len(ids) // (TURNS * max(1, self.engine.size)))))
         slices = [tuple(ids[start : start + each]) for start in range(0, len(ids), each)]
-        result = store.result()
-        done = Counter(v.condition for v in result.verdicts)
-        broken = Counter(v.condition for v in result.verdicts if v.broken is not False)
+        done, broken = map(Counter, store.tally())
 
         def heard(shard: Shard, parcel: Parcel) -> None:
             new = receive(store, parcel)

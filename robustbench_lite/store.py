@@ -172,6 +172,11 @@ class Store:
         sql = f"SELECT count(*) FROM verdicts WHERE condition = ? AND {where}"
         return int(self._database.execute(sql, (condition, *values)).fetchone()[0])
 
+    def tally(self) -> tuple[dict[str, int], dict[str, int]]:
+        """Per condition, how many verdicts there are, and how many say broken or undecided."""
+        counted = self._database.execute("SELECT condition, count(*), sum(broken IS NOT 0) FROM verdicts GROUP BY condition").fetchall()
+        return {name: every for name, every, _ in counted}, {name: broken for name, _, broken in counted}
+
     def put(self, table: str, rows: Iterable[Sequence[Any]]) -> None:
         """Have these rows in a table, in the place of those of the same key; an image with a verdict is on its way no more."""
         rows = list(rows)

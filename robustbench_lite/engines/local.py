@@ -85,6 +85,31 @@ def out_of_memory(error: BaseException) -> bool:
     return named or (isinstance(error, RuntimeError) and any(words in str(error) for words in said))
 
 
+def _none_fits(error: BaseException) -> InvalidEvaluation:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return InvalidEvaluation(f"out of memory with a single image: {reason}")
+
+
+Said = TypeVar("Said")
+
+
+def on_fewer(ask: Callable[[torch.Tensor], Said], images: torch.Tensor) -> Said:
+    """`ask(images)`, of the first half of them whenever memory runs out.
+
+    Raises:
+        InvalidEvaluation: not even one image fits.
+    """
+    while True:
+        try:
+            return ask(images)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            if len(images) == 1:
+                raise _none_fits(error) from error
+        images = images[: len(images) // 2]
+
+
 class Identified(Protocol):
     @property
     def id(self) -> str: ...
@@ -121,8 +146,7 @@ def with_smaller_batches(
             if not out_of_memory(error):
                 raise
             if batch_size == 1:
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
-                raise InvalidEvaluation(f"out of memory with a single image: {reason}") from error
+                raise _none_fits(error) from error
             batch_size //= 2
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()

@@ -156,6 +156,17 @@ SECTIONS = {
         "| task | robust, ours / peer | passes | processor time | wall time | from |",
         lambda: cascade("efficientnet_lite0, all broken", 1) + cascade("digits_cnn, about half survive", 1),
     ),
+    "equal": Section(
+        "A whole PGD run on the model prepared (folded, channels last), over the same on the model as given",
+        "| task | processor time | equal verdicts | broken | from |",
+        lambda: rows_of("runs.py", "equal"),
+    ),
+    "resume": Section(
+        "A run that is broken off in the middle and goes on, and one that is done and is asked for again",
+        "| task | unbroken | broken off: more by | asked for again | from |",
+        lambda: rows_of("runs.py", "resume"),
+    ),
+    "store": Section("Writing a run's folder", "| what | median | range |", lambda: rows_of("runs.py", "store")),
     "overhead": Section(
         "AutoAttack's attacks, time beside the model's own passes",
         "| task | over the passes | from |",
