@@ -25,7 +25,7 @@ from .engines.opening import Workers
 from .errors import DataError, InvalidEvaluation, RunMismatch, UsageError
 from .imagefolder import SUFFIXES
 from .pictures import Files
-from .spreading import Spread
+from .spreading import Spread, halves
 from .store import write_text
 
 RECORD = "corrupt.json"
@@ -210,7 +210,7 @@ class Lot:
 
     @property
     def name(self) -> str:
-        return f"pictures {self.pictures[0]} to {self.pictures[-1]}"
+        return f"pictures {self.pictures[0]} to {self.pictures[-1]}" if len(self.pictures) > 1 else f"the picture {self.pictures[0]}"
 
     @property
     def size(self) -> int:
@@ -218,6 +218,9 @@ class Lot:
 
     def job(self, deaths: int) -> Job:
         return self.corrupt
+
+    def parts(self) -> Sequence[Lot]:
+        return [replace(self, pictures=half) for half in halves(self.pictures)]
 
     def corrupt(self, send: Send) -> None:
         for picture in self.pictures:

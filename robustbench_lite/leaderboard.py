@@ -6,6 +6,7 @@ import os
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import cache
 from hashlib import sha256
@@ -206,9 +207,11 @@ def compare(
         Task(name, spec, card, adaptive, data, radii, images, folder / f"{Path(name).name}-{key}", fresh)
         for name, spec, card, adaptive, key in _taking_part(data, models, known)
     ]
-    if workers.engine == "ray":
-        tasks, workers = [replace(task, workers=workers) for task in tasks], Workers(count=1)
-    run_all(tasks, replace(workers, count=min(workers.count or os.cpu_count() or 1, len(tasks))), progress)
+    with ExitStack() as during:
+        if workers.engine == "ray":
+            during.enter_context(closing(workers.open()))  # for all models: what is opened while it is there is the same Ray
+            tasks, workers = [replace(task, workers=workers) for task in tasks], Workers(count=1)
+        run_all(tasks, replace(workers, count=min(workers.count or os.cpu_count() or 1, len(tasks))), progress)
     lines = sorted((_line(task) for task in tasks), key=_rank, reverse=True)
     longest = max(lines, key=lambda line: len(line.figures))
     undefended = next((line.name for line in lines if line.card is not None and line.card.defense == "none"), None)

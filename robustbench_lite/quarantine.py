@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from .errors import DataError
+
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .labelled import LabelledImages
+    from .pictures import Pictures
     from .results import Result, Verdict
 
 UNREADABLE = "unreadable: "
@@ -39,6 +45,28 @@ def quarantine(result: Result) -> list[Quarantined]:
         if v.condition in evaluated and unreadable(v):
             found.setdefault(v.sample_id, []).append(str(v.reason).removeprefix(UNREADABLE))
     return [Quarantined(key, len(reasons), reasons[0]) for key, reasons in found.items()]
+
+
+@dataclass(frozen=True)
+class Withheld:
+    """Pictures of which some cannot be had any more; `reasons` by position."""
+
+    pictures: Pictures
+    reasons: Mapping[int, str]
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int, /) -> Tensor:
+        if index in self.reasons:
+            raise DataError(self.reasons[index])
+        return self.pictures[index]
+
+
+def without(images: LabelledImages, reasons: Mapping[int, str]) -> LabelledImages:
+    """The same images, of which some cannot be read any more in any form."""
+    variants = {name: Withheld(pictures, reasons) for name, pictures in images.variants.items()}
+    return replace(images, pictures=Withheld(images.pictures, reasons), variants=variants)
 
 
 def in_words(found: Sequence[Quarantined], n: int) -> str:

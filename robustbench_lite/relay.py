@@ -34,7 +34,7 @@ class Parcel:
     @property
     def moved(self) -> bool:
         """Whether an image has come to its end."""
-        return any(table == "verdicts" and rows for table, rows in self.rows)
+        return any(table in ("verdicts", "sequenced", "proofs") and rows for table, rows in self.rows)
 
 
 class Relay(Store):

@@ -231,7 +231,8 @@ class Session:
         if random:
             self.notes.append(
                 f"{self.classifier.name} is randomised: verdicts by {options.votes} votes an image (--votes), attacks on the mean of "
-                f"{options.eot or DRAWS} answers (--eot); what an attack finds depends on the batch size here"
+                f"{options.eot or DRAWS} answers (--eot); what an attack finds depends on the batch size here, "
+                "and with --workers on the shards"
             )
         elif options.eot:
             self.notes.append(f"{self.classifier.name} always answers alike: --eot has nothing to average")
@@ -283,7 +284,7 @@ class Session:
         if bad and self.options.on_bad_image == "fail":
             first = [f"{key} ({reason})" for key, reason in bad.items()][:3]
             raise InvalidEvaluation(
-                f"{len(bad)} of {len(self.images)} images cannot be used: {', '.join(first)}{', ...' if len(bad) > 3 else ''}; "
+                f"{len(bad)} of {len(self.samples.order)} images cannot be used: {', '.join(first)}{', ...' if len(bad) > 3 else ''}; "
                 "mend or remove them, or count them as not correct with --on-bad-image quarantine"
             )
 
@@ -380,8 +381,8 @@ class Session:
         known = {v.sample_id for v in result.of("clean") if v.broken is not None}  # the others may have no answer
         ids = [key for key in self.samples.order if key in known][:LOOKED_AT]
         self._know(ids, answers)
-        said = [answer.logits for answer in (answers[key] for key in ids) if answer.logits is not None]
-        logits = torch.cat(said) if said else torch.empty(0, self.samples.outputs)
+        said = {key: logits for key in ids if (logits := answers[key].logits) is not None}
+        logits = torch.cat([*said.values()]) if said else torch.empty(0, self.samples.outputs)
         passes = self.judge.passes
         judge = replace(self.judge, passes=replace(passes, micro=min(passes.micro or LOOKED_AT, self.batches.size)))
-        return Look(self.classifier, judge, self.images, result, device, random, ids, logits, self.training)
+        return Look(self.classifier, judge, self.images, result, device, random, list(said), logits, self.training)

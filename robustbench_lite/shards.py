@@ -19,17 +19,21 @@ from .allowing import named_in
 from .classifier import Classifier
 from .doubting import Doubt
 from .engines.engine import Engine, Job, Send
-from .errors import RunMismatch, UsageError
+from .errors import InvalidEvaluation, RunMismatch, UsageError
 from .models import load_model
+from .quarantine import without
 from .relay import Parcel, Relay, Rows, known, receive
 from .resolving import Resolved, resolve
-from .spreading import Spread
+from .spreading import Spread, halves
 
 if TYPE_CHECKING:
     from .session import Session
 
 MOST, LEAST, TURNS = 256, 16, 4
 """Images of a shard at most and at least, and in between so many that every worker has this many turns."""
+
+NAMED = 3
+"""Deaths of workers that are told of one by one."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,8 @@ class Shard:
 
     @property
     def name(self) -> str:
-        return f"shard {self.number} (images {self.ids[0]} to {self.ids[-1]})"
+        images = f"images {self.ids[0]} to {self.ids[-1]}" if len(self.ids) > 1 else f"image {self.ids[0]}"
+        return f"shard {self.number} ({images})"
 
     @property
     def size(self) -> int:
@@ -60,7 +65,10 @@ class Shard:
 
     def job(self, deaths: int) -> Job:
         """A worker that died may have lacked memory: the next one halves the batch."""
-        return partial(work, self.packed, self.ids, known(self.session.store, self.ids), self.doubts, deaths)
+        return partial(work, self.packed, self.ids, known(self.session.store, self.ids), self.doubts, deaths, self.name)
+
+    def parts(self) -> Sequence[Shard]:
+        return [replace(self, ids=tuple(half)) for half in halves(self.ids)]
 
 
 @dataclass(frozen=True)
@@ -95,11 +103,12 @@ class Sharding:
                 session.progress(name, done[name], len(session.samples.order), broken[name])
             session.notes.extend(note for note in parcel.notes if note not in session.notes)
 
-        spread = Spread(self.engine, heard, self.hang_after)
+        spread = Spread(self.engine, heard, self.hang_after, deadly=_withhold)
         try:
             spread.run(Shard(number, part, session, packed, doubts) for number, part in enumerate(slices, 1))
         finally:
-            session.notes.extend(spread.lost)
+            lost = spread.lost
+            session.notes.extend(lost if len(lost) <= NAMED else [*lost[:NAMED], f"{len(lost) - NAMED} more workers died"])
             store.commit(now=True)
 
     def _packed(self) -> bytes:
@@ -123,6 +132,24 @@ class Sharding:
             raise UsageError(f"the model or the data cannot be sent to workers ({error}): name them, or leave --workers out") from error
 
 
+def _withhold(shard: Shard, reason: str) -> None:
+    """Have the driver take an image that killed every worker, alone at last, for one that cannot be read.
+
+    Raises:
+        InvalidEvaluation: the run is to have all images.
+    """
+    session, (key,) = shard.session, shard.ids
+    said = f"kills its worker: {reason}"
+    if session.options.on_bad_image == "fail":
+        raise InvalidEvaluation(
+            f"{shard.name} {said}, perhaps for lack of memory: mend or remove the image, use a smaller --batch-size, or count it as not "
+            "correct with --on-bad-image quarantine; the same command goes on where it stopped"
+        )
+    at = {session.samples.position[key]: said}
+    session.images = session.samples.images = without(session.images, at)
+    session.wide = None if session.wide is None else without(session.wide, at)
+
+
 def _named(model: Any) -> Any:
     return Named(model.recipe, model.allow_pickle) if isinstance(model, Classifier) and model.recipe is not None else model
 
@@ -136,9 +163,16 @@ def _resolved(packed: bytes) -> Resolved:
     """What the driver resolved, once per worker.
 
     Raises:
+        UsageError: a class of the model or the data is not known here.
         RunMismatch: the model or the data are others here.
     """
-    sent, identity, cwd = pickle.loads(packed)
+    try:
+        sent, identity, cwd = pickle.loads(packed)
+    except (AttributeError, ImportError) as error:  # such as of a class of the driver's own script
+        raise UsageError(
+            f"a worker on {socket.gethostname()} does not know a class of the model or the data ({error}): put it into a module that every "
+            "worker can import, or name the model as file.py:build, or leave --workers out"
+        ) from error
     if os.path.isdir(cwd):
         os.chdir(cwd)  # where relative paths of the data are from
     with named_in("", allowed=True):  # the driver has asked, and run the same code
@@ -153,8 +187,8 @@ def _resolved(packed: bytes) -> Resolved:
     return found
 
 
-def work(packed: bytes, ids: Sequence[str], rows: Rows, doubts: Sequence[Doubt] | None, deaths: int, send: Send) -> None:
-    """What a worker does with a shard; how large its batches are, its own device says."""
+def work(packed: bytes, ids: Sequence[str], rows: Rows, doubts: Sequence[Doubt] | None, deaths: int, name: str, send: Send) -> None:
+    """What a worker does with a shard, which is called `name`; how large its batches are, its own device says."""
     send(Parcel())  # it is there, before it loads anything
     found = _resolved(packed)
     found = replace(found, options=replace(found.options, halved=deaths))
@@ -163,5 +197,8 @@ def work(packed: bytes, ids: Sequence[str], rows: Rows, doubts: Sequence[Doubt] 
     store = Relay({**found.config, "conditions": list(found.config["conditions"])}, rows, send)
     with store, found.ready():
         session = found.session(store, store.tick, only=frozenset(ids))
-        session.run()
+        try:
+            session.run()
+        except InvalidEvaluation as error:  # it is about these images
+            raise InvalidEvaluation(f"{name}: {error}") from error
         store.post(session.batches.notes)

@@ -38,6 +38,9 @@ class Whole:
     def job(self, deaths: int) -> Job:
         return partial(run_task, self.task)
 
+    def parts(self) -> Sequence[Whole]:
+        return ()
+
 
 def run_all(tasks: Sequence[Task], workers: Workers, progress: Progress) -> None:
     """Run every task, each by a worker; a single worker of this machine is this process.

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence, Set
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from robustbench_lite.engines.engine import Died, Ended, Event, Job, Said, Send
+from robustbench_lite.spreading import halves
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,9 @@ class Slice:
     def job(self, deaths: int) -> Job:
         return partial(_say, [image for image in self.images if image not in self.done])
 
+    def parts(self) -> Sequence[Slice]:
+        return [replace(self, images=tuple(half)) for half in halves(self.images)]
+
 
 def _say(images: list[int], send: Send) -> None:
     for image in images:
@@ -43,13 +47,14 @@ class Cluster:
     """An engine.
 
     `lives`: seconds after which a job's worker dies, by job; `pace`: seconds that a worker takes for an image; `start_up`: those until a
-    new worker begins.
+    new worker begins; `deadly`: images at which every worker dies.
     """
 
     size: int
     lives: Callable[[int], float] = lambda _: np.inf
     pace: Callable[[int], float] = lambda _: 1.0
     start_up: float = 0.0
+    deadly: Set[int] = frozenset()
     now: float = 0.0
     spent: float = 0.0
     started: int = 0
@@ -74,6 +79,8 @@ class Cluster:
         last = self.now + (0.0 if worker in self.warm else self.start_up)
         for number, image in enumerate(said):
             last += pace
+            if image in self.deadly:
+                ends = min(ends, last - pace / 2)
             if last < ends:
                 heapq.heappush(self.ahead, (last, number, handle, Said(image)))
         gone, event = (ends, Died("killed by SIGKILL")) if ends < last else (last, Ended())
@@ -95,6 +102,9 @@ class Cluster:
                 if not isinstance(event, Said):
                     self._over(handle, warm=isinstance(event, Ended))
                 yield handle, event
+
+    def lack(self) -> str | None:
+        return "each needs 1 GPU, and 0 are free"
 
     def kill(self, handle: object) -> None:
         if handle in self.handles:

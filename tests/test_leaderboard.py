@@ -9,6 +9,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from chores import Chore
@@ -257,6 +258,20 @@ def test_a_process_that_dies_is_an_error_and_no_result() -> None:
     with pytest.raises(InvalidEvaluation, match="two: 4 workers died at it"):
         run_all([Chore("two", "dies")], Workers(count=2), lambda name, *_: told.append(name))
     assert told == ["two"] * 4, "it began each time, and died of what it did"
+
+
+def test_one_ray_serves_all_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+
+    def run(tasks: Sequence[leaderboard.Task], workers: Workers, progress: object) -> None:
+        said.extend(["begun", *{task.workers.engine for task in tasks if task.workers}])
+        raise InvalidEvaluation("enough")
+
+    monkeypatch.setattr(Workers, "open", lambda _: said.append("opened") or SimpleNamespace(close=lambda: said.append("closed")))
+    monkeypatch.setattr(leaderboard, "run_all", run)
+    with pytest.raises(InvalidEvaluation, match="enough"):
+        compare("digits", workers=Workers("ray"))
+    assert said == ["opened", "begun", "ray", "closed"]
 
 
 # ------------------------------------------------------------------ the command

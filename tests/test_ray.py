@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from cli_fixture import CommandLine, Ran
 from same_run import same
 
+from robustbench_lite.engines.ray import Ray
+from robustbench_lite.errors import UsageError
 from robustbench_lite.store import read_run
 
 HERE = Path(__file__).parent
 DIGITS = ["--model", "digits_pgd_at", "--data", "digits", "--limit", 120, "--attack", "pgd", "--attack", "square:queries=300"]
-ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # as the cluster: else Ray looks for its nodes at this machine's address
 IMAGENET = ["--model", "efficientnet_lite0", "--data", "imagenet", "--attack", "pgd:steps=2", "--eps", "0.5/255"]
 
 
@@ -67,9 +71,7 @@ def equal(folder: Path, one: str, other: str) -> None:
 def test_two_nodes_of_which_one_is_killed(cluster: TwoNodes, robust_eval: CommandLine, inside: Callable[..., Ran]) -> None:
     """Digits on two nodes until one is killed -9, then ImageNet's samples on the one that is left: all as in one process."""
     assert inside(*DIGITS, "--out", "alone").code == 0
-    process = robust_eval.start(
-        *DIGITS, "--out", "ray", "--engine", "ray", "--ray-address", cluster.address, "--shard-size", 16, env=ON_LOOPBACK
-    )
+    process = robust_eval.start(*DIGITS, "--out", "ray", "--engine", "ray", "--ray-address", cluster.address, "--shard-size", 16)
     until = time.monotonic() + 240
     while sum(key[0].startswith("pgd") for key in robust_eval.broken("ray")) < 20:
         assert process.poll() is None, process.communicate()
@@ -85,7 +87,7 @@ def test_two_nodes_of_which_one_is_killed(cluster: TwoNodes, robust_eval: Comman
     assert inside("verify", "ray").code == 0
 
     assert inside(*IMAGENET, "--out", "imagenet").code == 0
-    ran = robust_eval(*IMAGENET, "--out", "imagenet-ray", "--engine", "ray", "--ray-address", cluster.address, env=ON_LOOPBACK)
+    ran = robust_eval(*IMAGENET, "--out", "imagenet-ray", "--engine", "ray", "--ray-address", cluster.address)
     assert ran.code == 0, ran.err
     equal(robust_eval.folder, "imagenet", "imagenet-ray")
 
@@ -176,14 +178,17 @@ def test_folders_and_leaderboards_on_ray(robust_eval: CommandLine, inside: Calla
 
 
 @pytest.mark.slow
-def test_a_leaderboard_on_ray(robust_eval: CommandLine) -> None:
-    boards = []
-    for out, more in (("one", ["--workers", 1]), ("two", ["--engine", "ray", "--workers", 2])):
-        ran = robust_eval("leaderboard", "--limit", 4, "--eps", 0.2, "--out", out, *more)
-        assert ran.code == 0, ran.err
-        boards.append(ran.out.replace(f"{out}/", ""))
+def test_a_leaderboard_on_ray(robust_eval: CommandLine, inside: Callable[..., Ran]) -> None:
+    import robustbench_lite as rb
+
+    digits = rb.load_data("digits", limit=4)
+    np.savez(robust_eval.folder / "digits.npz", images=np.stack([image.numpy() for image, _ in digits]), labels=np.asarray(digits.labels))
+    asked = ["leaderboard", "--data", "npz:digits.npz", "--model", "digits_cnn", "--model", "digits_pgd_at", "--eps", 0.2]
+    assert inside(*asked, "--out", "one", "--workers", 1).code == 0
+    ran = robust_eval(*asked, "--out", "two", "--engine", "ray", "--workers", 1)
+    assert ran.code == 0, ran.err
     runs = sorted(path.name for path in (robust_eval.folder / "one").iterdir() if path.is_dir())
-    assert len(runs) > 3
+    assert len(runs) == 2
     for run in runs:
         equal(robust_eval.folder, f"one/{run}", f"two/{run}")
 
@@ -217,7 +222,32 @@ def test_no_cluster_there(robust_eval: CommandLine, deaf: int, where: str) -> No
 def test_more_accelerators_than_there_are(robust_eval: CommandLine) -> None:
     ran = robust_eval(*SHORT, "--workers", 1, "--gpus-per-worker", 64)
     assert ran.code == 2
-    assert ran.complaint == "the Ray cluster has no worker with 1 CPUs and 64 GPUs: ask for less, or add machines"
+    assert ran.complaint == (
+        "no machine of the Ray cluster has the 1 CPU and 64 GPUs of a worker (there are: 1 CPU and 0 GPUs): ask for less, or add machines"
+    )
+
+
+def test_room_is_counted_machine_by_machine_and_what_is_free_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Machines with an accelerator each have no room for a worker that needs two."""
+    machines = [
+        {"Alive": alive, "Resources": {"CPU": 8.0, "GPU": gpus}} for alive, gpus in ((True, 1.0), (True, 1.0), (True, 3.0), (False, 9.0))
+    ]
+    ray = SimpleNamespace(
+        is_initialized=lambda: True,
+        remote=lambda **_: lambda function: function,
+        nodes=lambda: machines,
+        cluster_resources=lambda: {"CPU": 24.0, "GPU": 5.0},
+        available_resources=lambda: {"CPU": 1.0},
+    )
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    assert [Ray(gpus=gpus).size for gpus in (0, 0.5, 1, 2)] == [24, 10, 5, 1]
+    assert Ray(workers=3).size == 3
+    with pytest.raises(
+        UsageError, match=r"has the 1 CPU and 4 GPUs of a worker \(there are: 8 CPUs and 1 GPU; 8 CPUs and 3 GPUs\): ask for less"
+    ):
+        Ray(gpus=4)
+    said = "each needs 1 CPU and 2 GPUs, and of the Ray cluster's 24 CPUs and 5 GPUs 1 CPU and 0 GPUs are free; "
+    assert Ray(gpus=2).lack().startswith(said)
 
 
 @pytest.mark.slow
@@ -227,6 +257,42 @@ def test_what_a_worker_refuses_is_said_in_one_line(robust_eval: CommandLine, fac
     spread = robust_eval(*asked, "--out", "spread", "--engine", "ray", "--workers", 1)
     assert spread.code == alone.code != 0
     assert spread.err == alone.err
+
+
+def test_a_ray_that_was_imported_before_does_not_listen_to_the_world(inside: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: False))
+    monkeypatch.delenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", raising=False)
+    ran = inside(*SHORT)
+    assert ran.code == 2
+    assert ran.complaint.startswith("Ray was imported before, and would not keep to the loopback: set RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0")
+
+
+MAIN = """
+import torch
+import robustbench_lite as rb
+from robustbench_lite.engines.opening import Workers
+from robustbench_lite.errors import UsageError
+
+class Model(torch.nn.Module):
+    def forward(self, x):
+        return x.flatten(1)[:, :4]
+
+data = torch.rand(4, 3, 8, 8), torch.zeros(4, dtype=torch.long)
+try:
+    rb.evaluate(Model().eval(), data=data, eps=0.1, workers=Workers("ray", 1))
+except UsageError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+def test_a_class_of_the_drivers_own_script(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(MAIN)
+    ran = subprocess.run([sys.executable, str(tmp_path / "script.py")], capture_output=True, text=True, timeout=240)
+    assert re.fullmatch(
+        r"a worker on \S+ does not know a class of the model or the data \(.*'Model'.*\): put it into a module .*\n", ran.stdout
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
 
 
 def test_without_ray(inside: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:

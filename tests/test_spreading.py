@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -18,14 +20,14 @@ def slices(images: int, each: int) -> tuple[list[Slice], set[int]]:
     return [Slice(n, tuple(range(start, min(start + each, images))), done) for n, start in enumerate(range(0, images, each))], done
 
 
-def over(cluster: Cluster, **more: float) -> tuple[Spread[Slice], list[int]]:
+def over(cluster: Cluster, **more: Any) -> tuple[Spread[Slice], list[int]]:
     heard: list[int] = []
 
     def hear(piece: Slice, image: int) -> None:
         heard.append(image)
         piece.done.add(image)
 
-    return Spread(cluster, hear, clock=cluster.clock, **more), heard  # type: ignore[arg-type]
+    return Spread(cluster, hear, clock=cluster.clock, **more), heard
 
 
 @given(st.integers(1, 200), st.integers(1, 40), st.integers(1, 12), st.integers(0, 2**16))
@@ -48,12 +50,32 @@ def test_a_death_costs_what_was_not_sent_alone() -> None:
     assert spread.lost == ["a worker died at slice 0 (killed by SIGKILL)"]
 
 
-def test_what_kills_every_worker_ends_the_run() -> None:
-    pieces, done = slices(20, 10)
-    spread, _ = over(Cluster(2, lives=lambda _: 3.5), retries=1)
-    with pytest.raises(InvalidEvaluation, match=r"slice \d: 2 workers died at it .*the same command goes on"):
+def test_an_image_that_kills_every_worker_ends_the_run() -> None:
+    pieces, done = slices(200, 10)
+    spread, _ = over(Cluster(2, deadly={57}))
+    with pytest.raises(InvalidEvaluation, match=r"slice 5: 4 workers died at it .*the same command goes on"):
         spread.run(pieces)
-    assert done, "what was sent before is kept"
+    assert done >= set(range(200)) - {55, 56, 57, 58, 59}, "what is not suspicious is done before"
+
+
+@given(st.sets(st.integers(0, 199), max_size=6), st.integers(1, 64), st.integers(1, 12))
+def test_images_that_kill_are_found_one_by_one(deadly: set[int], each: int, workers: int) -> None:
+    pieces, done = slices(200, each)
+    handed: list[tuple[int, ...]] = []
+    spread, _ = over(Cluster(workers, start_up=20, deadly=deadly), deadly=lambda piece, _: handed.append(piece.images))
+    spread.run(pieces)
+    assert done == set(range(200)) - deadly
+    assert sorted(handed) == [(image,) for image in sorted(deadly)]
+    assert len(spread.lost) <= len(deadly) * (2 * 2 + np.ceil(np.log2(each))), (
+        "two at the shard, one each time that it is halved, two alone"
+    )
+
+
+def test_workers_that_all_die_end_the_run_soon() -> None:
+    spread, heard = over(Cluster(4, lives=lambda _: 0.5))
+    with pytest.raises(InvalidEvaluation, match=r"37 workers died before any had done anything \(killed by SIGKILL\)"):
+        spread.run(slices(50_000, 256)[0])
+    assert not heard
 
 
 def test_a_slow_worker_is_overtaken_and_its_copy_ended() -> None:
@@ -77,6 +99,7 @@ def test_work_is_not_issued_twice_while_it_is_no_slower_than_others() -> None:
 def test_a_worker_that_hangs_is_named() -> None:
     pieces, _ = slices(20, 10)
     cluster = Cluster(2, pace=lambda worker: 1.0 if worker == 0 else 10**6)
+    cluster.lack = lambda: None  # type: ignore[method-assign]  # its workers begin at once
     spread, _ = over(cluster, hang_after=60, slow=np.inf)
     with pytest.raises(InvalidEvaluation, match=r"slice 1 has not moved for 6\d s: the model hangs"):
         spread.run(pieces)
@@ -99,6 +122,20 @@ def test_a_worker_that_hangs_is_left_where_its_copy_goes_on() -> None:
     cluster = Cluster(2, pace=lambda worker: 1.0 if worker == 0 else 10**6)
     over(cluster, hang_after=60)[0].run(pieces)
     assert done == set(range(20))
+
+
+def test_workers_that_do_not_begin_are_waited_for_so_long() -> None:
+    cluster = Cluster(2, start_up=10**6)
+    with pytest.raises(
+        UsageError, match=r"^no worker has begun within 120 s: each needs 1 GPU, and 0 are free; --hang-after 240 would wait"
+    ):
+        over(cluster)[0].run(slices(20, 10)[0])
+    assert 120 < cluster.now < 123
+    assert not cluster.handles
+    patient = Cluster(2, start_up=600)
+    spread, heard = over(patient, hang_after=700)
+    spread.run(slices(20, 10)[0])
+    assert sorted(heard) == list(range(20))
 
 
 def test_an_error_ends_all() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import pytest
 
 from robustbench_lite.engines.engine import Died, Ended, Event, Failed, Job, Said
 from robustbench_lite.errors import InvalidEvaluation, UsageError
-from robustbench_lite.spreading import Spread
+from robustbench_lite.spreading import Spread, halves
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,9 @@ class Piece:
 
     def job(self, deaths: int) -> Job:
         return (self.name, deaths)  # type: ignore[return-value]
+
+    def parts(self) -> Sequence[Piece]:
+        return [Piece(half) for half in halves(self.name)]  # of the name `ab` there are the pieces `a` and `b`
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Told:
         self.size, self.turns, self.now = size, deque(turns), 0.0
         self.started: list[tuple[str, int]] = []
         self.killed: list[int] = []
+        self.over: list[int] = []
 
     def clock(self) -> float:
         return self.now
@@ -50,8 +54,12 @@ class Told:
         passed, said = self.turns.popleft()
         self.now += passed
         for name, event in said:
-            handles = [handle for handle, (of, _) in enumerate(self.started) if of == name and handle not in self.killed]
-            yield handles[-1], event
+            handle = max(handle for handle, (of, _) in enumerate(self.started) if of == name and handle not in self.killed + self.over)
+            if not isinstance(event, Said):
+                self.over.append(handle)
+            yield handle, event
+
+    def lack(self) -> None: ...
 
     def kill(self, handle: object) -> None:
         assert isinstance(handle, int)
@@ -80,6 +88,32 @@ def test_a_piece_that_kills_every_worker_ends_the_run() -> None:
     with pytest.raises(InvalidEvaluation, match=r"a: 4 workers died at it \(gone\)"):
         spread(engine, "a")
     assert engine.started == [("a", 0), ("a", 1), ("a", 2), ("a", 3)]
+
+
+def test_after_a_second_death_a_piece_is_cut_up_and_what_is_suspicious_comes_last() -> None:
+    died = [("ab", Died("gone"))]
+    engine = Told(1, (1, died), (1, died), (1, [("c", Ended())]), (1, [("a", Ended())]), (1, [("b", Died("gone"))]), (1, [("b", Ended())]))
+    made = Spread[Piece](engine, lambda *_: None, clock=engine.clock)
+    made.run([Piece("ab", 2), Piece("c")])
+    assert engine.started == [("ab", 0), ("ab", 1), ("c", 0), ("a", 2), ("b", 2), ("b", 3)]
+
+
+def test_a_piece_is_not_cut_up_while_a_copy_of_it_goes_on() -> None:
+    died = (1, [("ab", Died("gone"))])
+    engine = Told(2, (1, [("c", Ended())]), (9, []), died, died, (9, []), died, (1, [("a", Ended())]), (1, [("b", Ended())]))
+    made = Spread[Piece](engine, lambda *_: None, clock=engine.clock)
+    made.run([Piece("ab", 2), Piece("c")])
+    assert engine.started == [("ab", 0), ("c", 0), ("ab", 0), ("ab", 1), ("a", 2), ("b", 2)], "and no third copy of what kills"
+
+
+def test_what_kills_alone_is_handed_over_and_the_rest_is_done() -> None:
+    handed: list[str] = []
+    died = (1, [("a", Died("gone"))])
+    engine = Told(1, (1, [("b", Ended())]), died, died, (1, [("c", Ended())]), died, died)
+    made = Spread[Piece](engine, lambda *_: None, deadly=lambda piece, reason: handed.append(f"{piece.name} {reason}"), clock=engine.clock)
+    made.run(map(Piece, "bac"))
+    assert handed == ["a gone"]
+    assert "".join(name for name, _ in engine.started) == "baacaa"
 
 
 def test_a_straggler_is_given_to_an_idle_worker_too_and_the_first_to_end_has_done_it() -> None:

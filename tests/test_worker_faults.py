@@ -168,18 +168,24 @@ def test_a_killed_worker_is_replaced(robust_eval: CommandLine, inside: Callable[
 
 
 @pytest.mark.slow
-def test_an_image_that_kills_every_worker_ends_the_run(
-    robust_eval: CommandLine, inside: Callable[..., Ran], faulty: Path, whole: object
+def test_an_image_that_kills_every_worker_is_named_and_counted(
+    robust_eval: CommandLine, inside: Callable[..., Ran], faulty: Path, whole: dict[tuple[str, str], int | None]
 ) -> None:
-    classifier, seen = load_model("digits_cnn"), []
+    classifier, seen, images = load_model("digits_cnn"), [], rb.load_data("digits", limit=120)
     classifier.model.register_forward_pre_hook(lambda _, given: seen.append(given[0]))  # as it comes to the network
-    classifier(rb.load_data("digits", limit=120)[119][0][None])
-    env = {"DIE_AT": repr(float(seen[0].double().mean()))}
-    ran = quiet(robust_eval(*command(faulty, "deadly", "run", *TWO), env=env))
+    classifier(images[119][0][None])
+    env, key = {"DIE_AT": repr(float(seen[0].double().mean()))}, images.ids[119]
+    asked = command(faulty, "deadly", "run", "--workers", 2, "--shard-size", 6)
+    ran = quiet(robust_eval(*asked, env=env))
     assert (ran.code, ran.out) == (4, "")
-    assert "4 workers died at it (killed by SIGKILL), perhaps for lack of memory" in ran.complaint
-    assert "the same command goes on where it stopped" in ran.complaint
-    assert inside(*command(faulty, "deadly", "run", *TWO)).code == 0
+    said = rf"shard \d+ \(image {key}\) kills its worker: killed by SIGKILL, .* or count it as not correct with --on-bad-image quarantine"
+    assert re.match(said, ran.complaint)
+    assert len(attacked(robust_eval, "run")) > 110, "what is not suspicious is done before"
+    ran = quiet(robust_eval(*asked, "--on-bad-image", "quarantine", env=env))
+    assert ran.code == 4
+    assert f"1 of 120 images could not be read and count as not correct: {key} (kills its worker" in " ".join(ran.out.split())
+    assert robust_eval.broken("run") == whole | {each: None for each in whole if each[1] == key}
+    assert inside(*asked).code == 0
     assert robust_eval.broken("run") == whole
 
 
@@ -297,14 +303,16 @@ def test_a_corrupt_image_in_the_middle(inside: Callable[..., Ran], robust_eval: 
     bad = sorted((robust_eval.folder / "pictures").rglob("*.png"))[14]
     bad.write_bytes(bad.read_bytes()[:60])
     asked = ["--model", "digits_cnn", "--data", "imagefolder:pictures", "--attack", "pgd:steps=3", "--eps", 0.05, "--size", 32]
-    for workers in ((), ("--workers", 2)):
+    for workers in ((), ("--workers", 2, "--shard-size", 12)):
         failed = quiet(inside(*asked, "--out", f"failed{len(workers)}", *workers))
         assert failed.code == 4
-        assert f"{bad.parent.name}/{bad.name}" in failed.complaint
+        assert f"1 of {12 if workers else 30} images cannot be used: {bad.parent.name}/{bad.name} (cannot read" in failed.complaint
+        assert re.match(r"shard [123] \(images \S+ to \S+\): 1 of" if workers else "1 of", failed.complaint)
+        assert "count them as not correct with --on-bad-image quarantine" in failed.complaint
         counted = inside(*asked, "--out", f"counted{len(workers)}", "--on-bad-image", "quarantine", *workers)
         assert counted.code == 4
         assert "undecided" in counted.err
-    assert robust_eval.broken("counted0") == robust_eval.broken("counted2")
+    assert robust_eval.broken("counted0") == robust_eval.broken("counted4")
 
 
 # ------------------------------------------------------------------ without workers

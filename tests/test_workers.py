@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,13 @@ from same_run import same
 from torch import nn
 
 import robustbench_lite as rb
-from robustbench_lite.errors import UsageError
+from robustbench_lite.engines.engine import Died, Event, told
+from robustbench_lite.engines.opening import Workers
+from robustbench_lite.errors import InvalidEvaluation, UsageError
+from robustbench_lite.quarantine import quarantine
 from robustbench_lite.relay import Parcel, receive
 from robustbench_lite.results import VERDICT_FIELDS, Witness
+from robustbench_lite.samples import drawn
 from robustbench_lite.store import Store
 from robustbench_lite.witnesses import image_digest, packed
 
@@ -58,8 +63,6 @@ def test_everything_at_once_on_disk(tmp_path: Path, inside: Callable[..., Ran], 
 
 
 def rb_workers(count: int, **more: Any) -> Any:
-    from robustbench_lite.engines.opening import Workers
-
     return Workers(count=count, **more)
 
 
@@ -140,6 +143,79 @@ def test_options_that_do_not_go_together(inside: Callable[..., Ran], words: tupl
     ran = inside("--model", "digits_cnn", "--limit", "4", "--attack", "pgd", *words)
     assert ran.code == 2
     assert complaint in ran.complaint
+
+
+# ------------------------------------------------------------------ an image that kills
+
+
+class Dying:
+    """An engine of one worker in this process, which dies at one image before it has done anything."""
+
+    size = 1
+
+    def __init__(self, deadly: str) -> None:
+        self.deadly, self.happened, self.deaths = deadly, list[tuple[object, Event]](), 0
+
+    def start(self, job: Any) -> object:
+        handle = object()
+        if self.deadly in job.args[1]:
+            self.deaths += 1
+            self.happened.append((handle, Died("killed by SIGSEGV")))
+        else:
+            told(job, lambda event: self.happened.append((handle, event)))
+        return handle
+
+    def events(self, seconds: float) -> list[tuple[object, Event]]:
+        happened, self.happened = self.happened, []
+        return happened
+
+    def lack(self) -> None: ...
+    def kill(self, handle: object) -> None: ...
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Mined:
+    """Pictures of which one must not be touched by the driver either."""
+
+    pictures: Any
+    mine: int
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        assert index != self.mine
+        return self.pictures[index]
+
+
+def mined(monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, Any], str, Dying]:
+    images = rb.load_data("digits", limit=24)
+    key = max(images.ids, key=lambda key: drawn(0, "order", key))  # the last; the driver looks at the first
+    engine = Dying(key)
+    monkeypatch.setattr(Workers, "open", lambda *_: engine)
+    data = replace(images, pictures=Mined(images.pictures, images.ids.index(key)))
+    asked = {"attacks": ["pgd:steps=2"], "corruptions": ["fog:severity=1", "p:translate"], "certify": ["ibp"], "eps": 0.05, "data": data}
+    return asked, key, engine
+
+
+def test_an_image_that_kills_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, key, engine = mined(monkeypatch)
+    with pytest.raises(InvalidEvaluation, match=rf"^shard 2 \(image {key}\) kills its worker: killed by SIGSEGV, .* quarantine; the same"):
+        rb.evaluate("digits_cnn", **asked, workers=2)
+    assert engine.deaths <= 2 + 4 + 2, "at its shard of 16 images, at each half, alone"
+
+
+def test_an_image_that_kills_is_correct_nowhere_and_costs_the_others_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, key, _ = mined(monkeypatch)
+    alone = rb.evaluate("digits_cnn", **asked | {"data": "digits", "limit": 24})
+    counted = rb.evaluate("digits_cnn", **asked, workers=2, on_bad_image="quarantine")
+    assert [(each.sample_id, each.reason) for each in quarantine(counted)] == [(key, "kills its worker: killed by SIGSEGV")]
+    assert {v.condition for v in counted.verdicts if v.sample_id == key and v.broken is None} == {v.condition for v in counted.verdicts}
+    fates = [{(v.condition, v.sample_id): v.broken for v in run.verdicts if v.sample_id != key} for run in (alone, counted)]
+    assert fates[0] == fates[1]
+    assert sum(note.startswith("a worker died at shard 2 (") for note in counted.config["notes"]) == 2, "of three: two say the same"
+    assert any(note.endswith("more workers died") for note in counted.config["notes"])
 
 
 # ------------------------------------------------------------------ what the driver takes in

@@ -65,6 +65,9 @@ class Engine(Protocol):
     def events(self, seconds: float) -> Iterator[tuple[object, Event]]:
         """What happened since, waiting so long for the first of it. After `Ended`, `Failed` or `Died` a handle is over."""
 
+    def lack(self) -> str | None:
+        """Where a job may have to wait for a place before it begins: what it needs and what there is, for people."""
+
     def kill(self, handle: object) -> None:
         """End a job at once, without another event of it."""
 

@@ -87,6 +87,9 @@ class Processes:
                 worker.job = None
             yield handle, event
 
+    def lack(self) -> None:
+        """A process begins at once."""
+
     def kill(self, handle: object) -> None:
         for worker in [each for each in self.workers.values() if each.job is handle]:
             worker.process.kill()

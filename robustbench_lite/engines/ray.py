@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 import os
 import socket
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
@@ -35,17 +36,17 @@ class Ray:
         threads: of each, for arithmetic on a CPU; so many processors are reserved.
 
     Raises:
-        UsageError: Ray is not installed, or there is no cluster at the address, or it lacks what a worker needs.
+        UsageError: Ray is not installed or was imported too early, there is no cluster at the address, or it lacks what a worker needs.
     """
 
     def __init__(self, address: str | None = None, workers: int | None = None, *, gpus: float = 0, threads: int = 1) -> None:
-        ray = _imported(alone=address is None)
+        ray = _imported(alone=address is None or _on_loopback(address))
         self.ray, self.gpus, self.threads, self.workers = ray, gpus, threads, workers
         self.ours = not ray.is_initialized()
         if self.ours:
             _connect(ray, address, (workers or os.cpu_count() or 1) * threads)
         self.running: set[ObjectRefGenerator] = set()
-        self.asked, self.there = -math.inf, dict[str, float]()
+        self.asked, self.there = -math.inf, list[Mapping[str, float]]()
         environment = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
         self.remote = ray.remote(
             num_cpus=threads,
@@ -56,18 +57,32 @@ class Ray:
             runtime_env={"env_vars": environment},
         )(_streamed)
         if not self.size:
+            there = "; ".join(sorted({_amounts(node) for node in self.there})) or "none"
             self.close()
-            raise UsageError(f"the Ray cluster has no worker with {threads} CPUs and {gpus:g} GPUs: ask for less, or add machines")
+            raise UsageError(
+                f"no machine of the Ray cluster has the {_amounts({'CPU': threads, 'GPU': gpus})} of a worker (there are: {there}): "
+                "ask for less, or add machines"
+            )
 
     @property
     def size(self) -> int:
         if time.monotonic() - self.asked > 1:  # machines come and go
-            self.there, self.asked = self.ray.cluster_resources(), time.monotonic()
-        there = self.there
-        fitting = int(there.get("CPU", 0) // self.threads)
-        if self.gpus:
-            fitting = min(fitting, int(there.get("GPU", 0) / self.gpus))
+            self.there = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+            self.asked = time.monotonic()
+        fitting = sum(map(self._fitting, self.there))
         return fitting if self.workers is None else min(fitting, self.workers)
+
+    def _fitting(self, node: Mapping[str, float]) -> int:
+        """Workers that a machine has room for."""
+        fitting = int(node.get("CPU", 0) // self.threads)
+        return min(fitting, int(node.get("GPU", 0) / self.gpus)) if self.gpus else fitting
+
+    def lack(self) -> str:
+        there, free = self.ray.cluster_resources(), self.ray.available_resources()
+        return (
+            f"each needs {_amounts({'CPU': self.threads, 'GPU': self.gpus})}, and of the Ray cluster's {_amounts(there)} "
+            f"{_amounts(free)} are free; where that suffices, its machines and this one do not reach each other"
+        )
 
     def start(self, job: Job) -> object:
         handle = self.remote.remote(job)
@@ -111,6 +126,10 @@ class Ray:
             self.ray.shutdown()
 
 
+def _amounts(resources: Mapping[str, float]) -> str:
+    return " and ".join(f"{(count := resources.get(kind, 0)):g} {kind}{'' if count == 1 else 's'}" for kind in ("CPU", "GPU"))
+
+
 def _streamed(job: Job) -> Iterator[Event]:
     """In the worker: the events of a job, as they come."""
     events: SimpleQueue[Event | None] = SimpleQueue()
@@ -131,6 +150,12 @@ def _imported(*, alone: bool) -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if alone:
+        before = sys.modules.get("ray")
+        if before is not None and not before.is_initialized() and os.environ.get("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER") != "0":
+            raise UsageError(
+                "Ray was imported before, and would not keep to the loopback: set RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 before that, "
+                "or begin with ray.init() yourself"
+            )
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     try:
         import ray
@@ -152,6 +177,21 @@ def _greet(address: str) -> None:
             answer = connection.recv(9)
             if answer[3:4] != b"\x04":
                 raise ConnectionError("what answers there is not Ray")
+
+
+def _on_loopback(address: str) -> bool:
+    """Whether nobody is at this machine's own address, by which Ray replaces 127.0.0.1 unless it is told to stay on the loopback."""
+    host, _, port = address.rpartition(":")
+    if host not in ("127.0.0.1", "localhost") or not port.isdecimal():
+        return False
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as route:
+            route.connect(("198.51.100.1", 9))  # which sends nothing: it only looks for the way
+            own = route.getsockname()[0]
+        with socket.create_connection((own, int(port)), timeout=5):
+            return False
+    except (OSError, OverflowError):
+        return True
 
 
 def _connect(ray: Any, address: str | None, cpus: int) -> None:
