@@ -87,6 +87,7 @@ class Session:
         todo = self._todo()
         probe = self.samples.probe()
         with ExitStack() as during:
+            during.enter_context(self.samples.decoding())
             if self.hidden:
                 during.enter_context(as_they_are(self.classifier))
             helped = self._others if self.hidden else [self.classifier, *self._others]
