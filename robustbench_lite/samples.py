@@ -26,6 +26,8 @@ from .results import Verdict
 from .store import Store
 from .witnesses import image_digest
 
+BatchSize = int | Literal["auto", "tune"]
+
 
 @dataclass(frozen=True)
 class Options:
@@ -34,7 +36,7 @@ class Options:
     seed: int
     shuffle_seed: int
     device: torch.device
-    batch_size: int | Literal["auto"]
+    batch_size: BatchSize
     bf16: bool
     prepare: bool
     query_budget: int | None

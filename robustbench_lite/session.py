@@ -32,6 +32,7 @@ from .shifts import Perturbed, Sequenced, Shift, Shifted, in_turn, thumbnail
 from .store import Store
 from .streams import seeded
 from .transfer import Ensemble, Source, Targets, sources
+from .tuning import Tuned, pass_of, tuned
 from .ways import DRAWS, ways
 
 LOOKED_AT = 64
@@ -52,6 +53,7 @@ class Session:
         hidden: attacks follow the model's gradients without the stand-ins that its layers declare.
         enough: ends conditions early.
         only: ids of the images that a worker is to bring to their end; what is about all images is then left to the driver.
+        tuned: the batch size that an earlier session of this process measured; empty for none.
         spread: has workers do that, given the session, ids, and doubts or None for all that was planned.
     """
 
@@ -77,6 +79,7 @@ class Session:
     about: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     only: Collection[str] | None = None
+    tuned: list[Tuned] = field(default_factory=list)
     spread: Callable[[Session, Sequence[str], Sequence[Doubt] | None], None] | None = None
 
     def __post_init__(self) -> None:
@@ -191,9 +194,6 @@ class Session:
         for searched, transfer in [(self.classifier, False), *((each, True) for each in self.surrogates)]:
             asked = [(str(job.condition.attack), job.parts.values()) for job in self.planned if bool(job.condition.source) is transfer]
             need_gradients(searched, probe, asked)
-        size = options.batch_size
-        chosen = local.pick_batch_size(probe[0].numel(), options.device) if size == "auto" else size
-        self.batches = Batches(max(1, chosen >> options.halved), self.about, self.notes)
         ready = partial(ways, probe=probe, speed_up=options.prepare, bf16=options.bf16)
         self.ways = ready(self.classifier, random=random)
         from_others = self.from_others
@@ -202,6 +202,7 @@ class Session:
             from_others[name] = Source(name, [member.name for member in members], model, ready(model, random=False))
         if self.twin is not None:
             from_others[self.twin.name] = Source(self.twin.name, [self.twin.name], self.twin, ready(self.twin, random=False))
+        self.batches = Batches(max(1, self._batch_size(probe, random) >> options.halved), self.about, self.notes)
         if self.planned and all(job.condition.source for job in self.planned):
             self.notes.append("made on surrogates: what an attacker does who lacks the model; one who has it (no --surrogate) breaks more")
         self.judge = replace(self.judge, passes=self.ways.plain)
@@ -239,6 +240,23 @@ class Session:
             )
         elif options.eot:
             self.notes.append(f"{self.classifier.name} always answers alike: --eot has nothing to average")
+
+    def _batch_size(self, probe: Tensor, random: bool) -> int:
+        """What was asked for. Whoever does the work measures what is to be tuned, which with workers is none of the driver's."""
+        size, guess = self.options.batch_size, local.pick_batch_size(probe[0].numel(), self.options.device)
+        if size == "tune" and random:
+            name = self.classifier.name
+            raise UsageError(f"{name} is randomised, and what attacks find hangs on the batch size then: give --batch-size a number")
+        if size != "tune" or self.spread is not None:
+            return size if isinstance(size, int) else guess
+        if not self.tuned:
+            source = self.planned[-1].condition.source if self.planned else None
+            search = (self.from_others[source].ways if source else self.ways).fast[-1]
+            once = pass_of(search, self.planned, self.store.commit)
+            self.tuned.append(tuned(once, probe, guess=guess, images=len(self.samples.order)))
+        self.about["tuned"] = self.tuned[0].speeds
+        self.notes.append(self.tuned[0].in_words())
+        return self.tuned[0].size
 
     def _need_something_to_gain(self, job: Job, logits: Logits) -> None:
         """Refuse a row that no image would be in."""
@@ -373,4 +391,6 @@ class Session:
         self._know(ids, answers)
         said = [answer.logits for answer in (answers[key] for key in ids) if answer.logits is not None]
         logits = torch.cat(said) if said else torch.empty(0, self.samples.outputs)
-        return Look(self.classifier, self.judge, self.images, result, device, random, ids, logits, self.training)
+        passes, size = self.judge.passes, self.batches.size  # more than that may not fit
+        judge = replace(self.judge, passes=replace(passes, micro=min(passes.micro or size, size)))
+        return Look(self.classifier, judge, self.images, result, device, random, ids, logits, self.training)

@@ -261,6 +261,17 @@ def test_filters_of_warnings_are_afterwards_what_they_were(folder: Path, four_th
     assert list(warnings.filters) == before
 
 
+def test_what_pillow_warns_of_in_threads_is_quiet(folder: Path, four_threads: None) -> None:
+    for number, file in enumerate(sorted(folder.glob("*/*"))):
+        picture = Image.new("P", (32, 32), number)
+        picture.putpalette([*range(256)] * 3)
+        picture.save(file.with_name("transparent.png"), transparency=bytes(range(256)))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        rb.evaluate(Mean().eval(), (), f"imagefolder:{folder}", batch_size=5)
+    assert told == []
+
+
 def test_an_interruption_ends_the_threads(folder: Path, four_threads: None) -> None:
     def interrupted(name: str, done: int, *_: int) -> None:
         if name.startswith("pgd") and done:

@@ -85,6 +85,12 @@ def out_of_memory(error: BaseException) -> bool:
     return named or (isinstance(error, RuntimeError) and any(words in str(error) for words in said))
 
 
+def forget_memory() -> None:
+    """Give back what an accelerator's allocator keeps of what did not fit."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 class Identified(Protocol):
     @property
     def id(self) -> str: ...
@@ -124,6 +130,5 @@ def with_smaller_batches(
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
                 raise InvalidEvaluation(f"out of memory with a single image: {reason}") from error
             batch_size //= 2
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            forget_memory()
             shrunk(batch_size)
