@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .ahead import stacked
 from .cascade import Course, Stage, through
 from .conditions import LEAST_LIKELY, Job, clean_criterion, criterion, offered
 from .engines import local
@@ -212,7 +213,9 @@ class Attacking:
         size = self.batches.size if getattr(attack, "batched", True) else 1
         if subjects:
             with hooks_of(attack)(stage.plan.search.model, subjects[0].image()[None].to(self.options.device)):
-                yield from local.with_smaller_batches(partial(run, stage.plan), subjects, size, self.batches.shrunk)
+                yield from local.with_smaller_batches(
+                    partial(run, stage.plan, expect=self.samples.expect), subjects, size, self.batches.shrunk
+                )
 
     def _transfer(self, job: Job, findings: list[Finding], answers: Mapping[str, Answer]) -> None:
         """What every model says of the images, for the matrix of sources and targets."""
@@ -223,7 +226,7 @@ class Attacking:
         logits = torch.cat([answer.logits for answer in (answers[key] for key in ids) if answer.logits is not None])
         labels, source = self.samples.labels(ids), self.sources[str(job.condition.source)]
         rule, clean_rule = criterion(labels, job.target, logits), clean_criterion(labels, logits.shape[1])
-        origin = torch.stack([self.samples.load(key) for key in ids]).to(self.options.device)
+        origin = stacked([self.samples.load(key) for key in ids], self.options.device)
         made = torch.stack([finding.image for finding in findings])
         self.store.add_transferred(self.targets.say(job.condition.name, source, ids, origin, made, rule, clean_rule))
 
@@ -240,7 +243,8 @@ class Attacking:
             self.store.add(self.samples.verdict(name, answer, said, broken=True, broken_by="clean", target=target, outputs=outputs))
             return
         if finding.met and finding.id in self.samples.kept:
-            witness = self.store.keep(name, finding.id, Witness(self.samples.load(finding.id), finding.image.cpu()))
+            clean = self.samples.load(finding.id) if finding.origin is None else finding.origin.cpu()
+            witness = self.store.keep(name, finding.id, Witness(clean, finding.image.cpu()))
         self.store.add(
             self.samples.verdict(
                 name,

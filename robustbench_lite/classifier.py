@@ -57,7 +57,8 @@ class Preprocess:
 
         pixels = np.asarray(self._framed(picture.convert("RGB" if self.channels == 3 else "L")), dtype=np.uint8)
         pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-        return torch.from_numpy(pixels.copy()).float() / 255
+        # by numpy, which starts no threads: torch would start its own in every thread that reads pictures
+        return torch.from_numpy(pixels.astype(np.float32, order="C") / np.float32(255))
 
     def of_levels(self, levels: Levels) -> Tensor:
         """(C, H, W) float32 in [0, 1]: the same without rounding to 255ths, and clipped at the end alone.

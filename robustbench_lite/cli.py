@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Group, Parameter
 
 from . import commands
-from .console import application, bars, default_folder, exit_code, finish, formats_of, whole
+from .console import application, bars, batch_size_of, default_folder, exit_code, finish, formats_of, whole
 from .errors import UsageError
 from .results import Goal, Norm
 from .worker_options import USUAL, WorkerOptions
@@ -123,7 +123,7 @@ def evaluate(
         list[str] | None, opt(CORRUPTION, "An augmentation that the model was trained on, to be warned of overlap. Repeat.", negative="")
     ] = None,
     device: Annotated[str, opt(RUN, "auto, cpu, cuda, cuda:N or mps.")] = "auto",
-    batch_size: Annotated[str, opt(RUN, "Images at a time, or auto; halved where memory does not suffice.")] = "auto",
+    batch_size: Annotated[str, opt(RUN, "Images at a time, auto (a guess) or tune (measured); halved where memory is short.")] = "auto",
     precision: Annotated[Literal["fp32", "bf16"], opt(RUN, "bf16: a first pass, whose survivors are attacked again in fp32.")] = "fp32",
     prepare: Annotated[bool, opt(RUN, "Fold and reorder the model for speed; verdicts are settled on the model as given.")] = True,
     seed: Annotated[int, opt(RUN, "Of every random draw.")] = 0,
@@ -194,7 +194,7 @@ def evaluate(
             goal=goal,
             limit=limit,
             device=device,
-            batch_size="auto" if batch_size == "auto" else whole("--batch-size", batch_size),
+            batch_size=batch_size_of(batch_size),
             precision=precision,
             prepare=prepare,
             query_budget=query_budget,

@@ -255,6 +255,22 @@ def offered(labels: Tensor, target: Target, logits: Logits) -> tuple[Tensor, Ten
     return aimed != labels, aimed
 
 
+def need_something_to_gain(job: Job, labels: Tensor, logits: Logits) -> None:
+    """Refuse a row that no image would be in.
+
+    Args:
+        labels: of all images that are judged in it.
+        logits: (B, K) of any.
+
+    Raises:
+        UsageError: it is such a row.
+    """
+    if job.target is None or job.target == LEAST_LIKELY:  # which class that is, is not known yet
+        return
+    if not offered(labels, job.target, logits[:1].expand(len(labels), -1))[0].any():
+        raise UsageError(f"{job.condition.name}: none of the {len(labels)} images to be judged on offers the attacker anything")
+
+
 def aimed_class(target: Target, logits: Logits) -> Tensor:
     """(B,) the class that each image is to be driven to."""
     if isinstance(target, int):

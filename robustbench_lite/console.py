@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
@@ -150,6 +150,11 @@ def whole(option: str, text: str) -> int:
         return int(text)
     except ValueError:
         raise UsageError(f"{option} takes a whole number, got {text!r}") from None
+
+
+def batch_size_of(text: str) -> int | Literal["auto", "tune"]:
+    """What `--batch-size` was given: a number or one of these words."""
+    return "auto" if text == "auto" else "tune" if text == "tune" else whole("--batch-size", text)
 
 
 def default_folder(asked: Sequence[object], label: str) -> Path:

@@ -19,6 +19,7 @@ from .plan import Attack
 from .requested import Precision, digest_as_begun, make_folder, now
 from .resolving import resolve
 from .results import Goal, Result
+from .samples import BatchSize
 from .shards import Sharding
 from .store import Store, explained
 
@@ -40,7 +41,7 @@ def evaluate(
     goal: Goal | None = None,
     limit: int | None = None,
     device: str = "auto",
-    batch_size: int | Literal["auto"] = "auto",
+    batch_size: BatchSize = "auto",
     precision: Precision = "fp32",
     prepare: bool = True,
     query_budget: int | None = None,
@@ -95,7 +96,8 @@ def evaluate(
             highest margin, which figures on transfer, confidence and calibration need. None: each attack's own; those that seek the
             nearest (`fmn`, `ddn`, `hopskipjump`) then search at any distance, and eps says which distances count as broken.
         limit: a seeded, stratified subset of this many images.
-        batch_size: images at a time; `auto` guesses, and memory that does not suffice halves it.
+        batch_size: images at a time; `auto` guesses, `tune` measures for some seconds which is the fastest, in every worker; memory that
+            does not suffice halves it.
         precision: bf16 searches in bfloat16 first and attacks the survivors again in float32, where the processor has it.
         prepare: fold and reorder the model for speed where that is safe; every verdict is settled on the model as given.
         query_budget: forwards and backwards that an attack may spend on an image.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .errors import DataError, UsageError
-from .pictures import picture_in
+from .pictures import picture_in, quietly
 from .streams import Streams
 
 PHOTOGRAPHS = ("frost1.png", "frost2.png", "frost3.png", "frost4.jpg", "frost5.jpg")
@@ -86,7 +86,7 @@ def photographs(folder: str, scale: float = 1.0) -> tuple[Tensor, Tensor]:
     for name in PHOTOGRAPHS:
         path = Path(folder) / name
         try:
-            with picture_in(path) as picture:
+            with quietly(), picture_in(path) as picture:
                 pixels = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
         except FileNotFoundError:
             raise UsageError(f"frost: there is no {path}; {SOURCE}") from None

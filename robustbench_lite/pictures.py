@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,9 @@ BITS = 258
 """The tag of a TIFF file that says how many bits a value has."""
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "PPM", "WEBP", "GIF", "JPEG2000")
 """Those that Pillow decodes by itself: it hands EPS to Ghostscript, whatever the file is called."""
+LARGE = 4 * 2**20
+"""Bytes of a file above which threads decode one at a time: of these pictures a few at once would fill the memory."""
+ONE_AT_A_TIME = threading.Lock()
 
 
 class Pictures(Protocol):
@@ -90,16 +94,39 @@ class Files:
         try:
             if dicom.is_dicom(file):
                 return prepared_levels(dicom.read(file), self.preprocess)
-            with quietly(), picture_in(file) as picture:
-                if picture.format == "TIFF" and (pages := getattr(picture, "n_frames", 1)) > 1:
-                    raise ValueError(f"it holds {pages} pages: write each into a file of its own")
-                return prepared(picture, self.preprocess)
+            with quietly():
+                return self._decoded(file)
         except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for a damaged file
             raise DataError(f"cannot read the image {file}: {error}") from error
 
+    def beside(self, index: int) -> Tensor | None:
+        """The same for a thread beside the one that keeps `quietly`; None for DICOM, whose reader has to be kept quiet in another way."""
+        file = self.folder / self.paths[index]
+        if dicom.is_dicom(file):
+            return None
+        if file.stat().st_size <= LARGE:
+            return self._decoded(file)
+        with ONE_AT_A_TIME:
+            return self._decoded(file)
+
+    def _decoded(self, file: Path) -> Tensor:
+        with picture_in(file) as picture:
+            if picture.format == "TIFF" and (pages := getattr(picture, "n_frames", 1)) > 1:
+                raise ValueError(f"it holds {pages} pages: write each into a file of its own")
+            return prepared(picture, self.preprocess)
+
+
+def beside(pictures: Pictures) -> Callable[[int], Tensor | None] | None:
+    """How a thread reads these pictures by position; None for those that are not in files, and gain nothing by it."""
+    if isinstance(pictures, Files):
+        return pictures.beside
+    if isinstance(pictures, Chosen) and (read := beside(pictures.pictures)) is not None:
+        return lambda index: read(pictures.indices[index])
+    return None
+
 
 def picture_in(file: Path | BinaryIO) -> ImageFile:
-    """A picture in a file, opened but not decoded.
+    """A picture in a file, opened but not decoded; to be called `quietly`.
 
     Raises:
         OSError: no picture, or none of `FORMATS`.
@@ -108,19 +135,27 @@ def picture_in(file: Path | BinaryIO) -> ImageFile:
     from PIL import Image
 
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
-            picture = Image.open(file, formats=FORMATS)
+        picture = Image.open(file, formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"{str(error).partition(',')[0]}, as decompression bombs do: scale it down") from None
+    pixels, most = picture.width * picture.height, Image.MAX_IMAGE_PIXELS
+    if most is not None and pixels > most:
+        picture.close()
+        raise ValueError(f"Image size ({pixels} pixels) exceeds limit of {most} pixels, as decompression bombs do: scale it down")
     return picture
 
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Without what Pillow warns of, such as metadata that is cut off: sets of pictures are full of it."""
+    """Without what Pillow warns of, such as metadata that is cut off: sets of pictures are full of it.
+
+    Filters are the process's: one thread keeps this for all that read, or they would restore each other's.
+    """
+    from PIL import Image
+
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=UserWarning)
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+        warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
         yield
 
 

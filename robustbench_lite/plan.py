@@ -97,6 +97,7 @@ class Finding:
     reduced: bool = False  # the search ran in reduced precision
     gradient: float | None = None  # the largest absolute value in the gradients that the search saw
     approach: Sequence[tuple[int, float]] = ()
+    origin: Tensor | None = None  # what `image` was made from, where it is a witness: reading it again takes longer than some attacks
 
     @property
     def met(self) -> bool:

@@ -14,8 +14,7 @@ from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import torch
-
+from .ahead import stacked
 from .certifying import Certificate
 from .conditions import sizes_of
 from .engines import local
@@ -210,6 +209,7 @@ class Asked:
 def _proved(
     each: Certified, classifier: Classifier, samples: Samples, store: Store, asked: Sequence[Asked], size: int
 ) -> Iterator[list[ProofVerdict]]:
+    samples.expect((subject.id for subject in asked), size)
     for start in range(0, len(asked), size):
         ids, pictures = [], []
         for subject in asked[start : start + size]:
@@ -222,7 +222,7 @@ def _proved(
             ids.append(subject.id)
             pictures.append(picture)
         if ids:
-            yield _batch(each, classifier, samples, ids, torch.stack(pictures).to(samples.options.device))
+            yield _batch(each, classifier, samples, ids, stacked(pictures, samples.options.device))
 
 
 def _batch(each: Certified, classifier: Classifier, samples: Samples, ids: Sequence[str], pictures: Images) -> list[ProofVerdict]:

@@ -94,7 +94,7 @@ def check_words(goal: object, precision: object, batch_size: object, witnesses: 
     for name, value, words in (
         ("goal", goal, (*get_args(Goal), None)),
         ("precision", precision, get_args(Precision)),
-        ("batch size", batch_size, ("auto",)),
+        ("batch size", batch_size, ("auto", "tune")),
         ("number of witnesses", witnesses, ("all", "none")),
         ("way with bad images", on_bad_image, ("fail", "quarantine")),
     ):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,12 +40,13 @@ from .requested import (
     wide_images,
 )
 from .results import Condition, Goal, goals_of
-from .samples import Options
+from .samples import BatchSize, Options
 from .sequences import read_rates
 from .session import Session
 from .shifts import Perturbed, Shift, described, remarks, sequences, shifts
 from .store import Store
 from .transfer import sources
+from .tuning import Tuned
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class Resolved:
         source: the data as they were asked for, with the model's own where nothing was said.
         hidden: stand-ins are left out.
         config: what `run.json` is to hold.
+        tuned: the batch size, once it was measured in this process: a worker has a session for every shard.
     """
 
     classifier: Classifier
@@ -76,6 +78,7 @@ class Resolved:
     hidden: bool
     options: Options
     config: dict[str, Any]
+    tuned: list[Tuned] = field(default_factory=list)
 
     @property
     def models(self) -> Sequence[Classifier]:
@@ -116,6 +119,7 @@ class Resolved:
             hidden=self.hidden,
             enough=enough or (lambda *_: False),
             only=only,
+            tuned=self.tuned,
         )
 
 
@@ -136,7 +140,7 @@ def resolve(
     goal: Goal | None,
     limit: int | None,
     device: str,
-    batch_size: int | Literal["auto"],
+    batch_size: BatchSize,
     precision: Precision,
     prepare: bool,
     query_budget: int | None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Any, Literal
@@ -10,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from .ahead import BYTES, Ahead, stacked
 from .calibration import brier, negative_log_likelihood
 from .checks import checked, size_text
 from .classifier import Logits, one_a_class
@@ -18,10 +20,13 @@ from .errors import DataError, RunMismatch
 from .judge import Judge
 from .labelled import LabelledImages, label_tensor
 from .oracle import BAD_LOGITS, TROUBLE
+from .pictures import Pictures, beside, quietly
 from .quarantine import UNREADABLE
 from .results import Verdict
 from .store import Store
 from .witnesses import image_digest
+
+BatchSize = int | Literal["auto", "tune"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,7 @@ class Options:
     seed: int
     shuffle_seed: int
     device: torch.device
-    batch_size: int | Literal["auto"]
+    batch_size: BatchSize
     bf16: bool
     prepare: bool
     query_budget: int | None
@@ -94,6 +99,7 @@ class Samples:
         self.probed: list[str] = []
         self.known: set[str] = set()
         self.outputs = 0  # of the model; known once it was asked
+        self.ahead = Ahead(self._beside)
         self.kept = set(sorted(ids, key=lambda key: drawn(options.seed, "witness", key))[: options.witnesses])
 
     def probe(self) -> Tensor:
@@ -118,11 +124,33 @@ class Samples:
 
     def load(self, sample_id: str, variant: str | None = None) -> Tensor:
         """(C, H, W), the image or, of a published set, the image under one of its conditions."""
-        pictures = self.images.pictures if variant is None else self.images.variants[variant]
-        image = checked(pictures[self.position[sample_id]], sample_id)
+        picture = self.ahead.take((sample_id, variant))
+        image = checked(self._pictures(variant)[self.position[sample_id]] if picture is None else picture, sample_id)
         if self.shape is not None and image.shape != self.shape:
             raise DataError(f"image {sample_id} is {size_text(image)} and others are not: bring them to one size with --size")
         return image
+
+    def _pictures(self, variant: str | None) -> Pictures:
+        return self.images.pictures if variant is None else self.images.variants[variant]
+
+    def _beside(self, key: tuple[str, str | None]) -> Tensor | None:
+        """In a thread: what `load` is going to check."""
+        read = beside(self._pictures(key[1]))
+        return None if read is None else read(self.position[key[0]])
+
+    @contextmanager
+    def decoding(self) -> Iterator[None]:
+        """Have what is expected decoded ahead for as long as this lasts, where any of it is in files."""
+        if all(beside(each) is None for each in (self.images.pictures, *self.images.variants.values())):
+            yield
+            return
+        with quietly(), self.ahead:
+            yield
+
+    def expect(self, ids: Iterable[str], most: int, variant: str | None = None) -> None:
+        """Say what is loaded next, in this order, so that up to `most` pictures are decoded while the model is at work."""
+        if self.shape is not None and beside(self._pictures(variant)) is not None:
+            self.ahead.expect([(key, variant) for key in ids], min(most, BYTES // (4 * self.shape.numel())))
 
     def labels(self, ids: Iterable[str]) -> Tensor:
         """(B,), (B, K) or (B, M)."""
@@ -180,6 +208,7 @@ class Samples:
 
     def ask(self, judge: Judge, waiting: Sequence[Answer], batch_size: int) -> Iterator[list[Answer]]:
         """What the model says of the images as they are, batch by batch."""
+        self.expect((answer.id for answer in waiting), batch_size)
         for start in range(0, len(waiting), batch_size):
             loaded, answers = {}, []
             for key in (answer.id for answer in waiting[start : start + batch_size]):
@@ -188,7 +217,7 @@ class Samples:
                 except DataError as error:
                     answers.append(Answer(key, unusable=str(error), trouble=UNREADABLE + str(error)))
             if loaded:
-                logits = self.answers(judge, list(loaded), torch.stack(list(loaded.values())).to(self.options.device))
+                logits = self.answers(judge, list(loaded), stacked(list(loaded.values()), self.options.device))
                 for key, image in loaded.items():
                     self.same_image(key, image)
                 answers += self._read(list(loaded), logits)

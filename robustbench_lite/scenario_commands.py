@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Group, Parameter
 
-from .console import AllowCode, application, bars, complain, default_folder, show, whole
+from .console import AllowCode, application, bars, batch_size_of, complain, default_folder, show, whole
 from .errors import UsageError
 from .plain_text import say
 
@@ -97,7 +97,7 @@ def run(
     limit: Annotated[int | None, opt(RUN, "A seeded, stratified subset of this many images. Default: all; of phantoms 100.")] = None,
     seed: Annotated[int, opt(RUN, "Of every random draw.")] = 0,
     device: Annotated[str, opt(RUN, "auto, cpu, cuda, cuda:N or mps.")] = "auto",
-    batch_size: Annotated[str, opt(RUN, "Images at a time, or auto.")] = "auto",
+    batch_size: Annotated[str, opt(RUN, "Images at a time, auto (a guess) or tune (measured).")] = "auto",
     witnesses: Annotated[str, opt(RUN, "Adversarial images to keep per row: a number, all or none.")] = "1000",
     out: Annotated[Path | None, opt(RUN, "Folder. Default: one under robust-eval-runs that belongs to this command.")] = None,
     fresh: Annotated[bool, opt(RUN, "Start over instead of going on where an earlier run stopped.")] = False,
@@ -131,7 +131,7 @@ def run(
         "limit": limit,
         "seed": seed,
         "device": device,
-        "batch_size": "auto" if batch_size == "auto" else whole("--batch-size", batch_size),
+        "batch_size": batch_size_of(batch_size),
         "witnesses": witnesses if witnesses in ("all", "none") else whole("--witnesses", witnesses),
         "fresh": fresh,
         "command": shlex.join(["robust-eval", *sys.argv[1:]]),

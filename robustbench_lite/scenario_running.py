@@ -21,6 +21,7 @@ from .labelled import LabelledImages
 from .registry import ATTACKS, Spec
 from .requested import images_of
 from .results import Condition, Result
+from .samples import BatchSize
 from .scenario_cast import Cast, answer, cast, model_of, without_meaning
 from .scenario_files import scenario_of
 from .scenarios import FROM_SURROGATES, Measured, Row, Scenario, ScenarioReport, scenario_named, scenario_names
@@ -47,7 +48,7 @@ def run_scenario(
     limit: int | None = None,
     seed: int = 0,
     device: str = "auto",
-    batch_size: int | Literal["auto"] = "auto",
+    batch_size: BatchSize = "auto",
     witnesses: int | Literal["all", "none"] = 1000,
     out: str | Path | None = None,
     fresh: bool = False,

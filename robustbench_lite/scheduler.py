@@ -7,13 +7,15 @@ broken (goal `first`), when its steps or its budget are used up, or when the mod
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from itertools import islice
 
 import torch
 from torch import Tensor
 
+from .ahead import stacked
 from .classifier import Images, Logits
 from .oracle import FINE, TROUBLE, Case, Labels, Ledger
 from .plan import Finding, Plan, State, Subject
@@ -25,6 +27,9 @@ COARSENESS = 0.95
 
 NOTICEABLY = 0.999
 """A nearest image that came less than a thousandth nearer has not come nearer, to one's patience."""
+
+
+Expect = Callable[[Iterable[str], int], None]
 
 
 @dataclass
@@ -104,7 +109,8 @@ class Batch:
         subjects = [lane.account.subject for lane in lanes]
         logits = torch.cat([s.logits for s in subjects])
         device = logits.device
-        origin = torch.stack([s.image() for s in subjects]).to(device)
+        image = {s.id: s.image() for s in {lane.account.subject.id: lane.account.subject for lane in lanes}.values()}
+        origin = stacked([image[s.id] for s in subjects], device)
         first, *rest = (s.criterion for s in subjects)
         target = torch.tensor([lane.target(plan) for lane in lanes], device=device)
         spent = torch.tensor([lane.account.spent for lane in lanes], device=device)
@@ -226,6 +232,7 @@ class Batch:
                     reduced=self.plan.search.reduced is not None,
                     gradient=float(ledger.slope[row]) if int(ledger.backwards[row]) else None,
                     approach=tuple(lane.approach),
+                    origin=self.oracle.origin[row] if met else None,
                 ),
             )
 
@@ -236,6 +243,7 @@ class Queue:
 
     plan: Plan
     waiting: deque[Account]
+    expect: Expect
     active: dict[int, Account] = field(default_factory=dict)
 
     def next(self, room: int) -> list[Lane]:
@@ -275,9 +283,13 @@ class Queue:
         return [a.found for a in done if a.found is not None]
 
 
-def run(plan: Plan, subjects: Iterable[Subject], batch_size: int) -> Iterator[list[Finding]]:
-    """Attack the subjects; after every step, the images that were decided in it (often none). Each image comes once."""
-    queue = Queue(plan, deque(Account(s) for s in subjects))
+def run(plan: Plan, subjects: Iterable[Subject], batch_size: int, expect: Expect = lambda *_: None) -> Iterator[list[Finding]]:
+    """Attack the subjects; after every step, the images that were decided in it (often none). Each image comes once.
+
+    Args:
+        expect: told whose images are asked for next, and how many at a time.
+    """
+    queue = Queue(plan, deque(Account(s) for s in subjects), expect)
     batch: Batch | None = None
     tick = 0
     while batch is not None or queue.waiting:
@@ -292,6 +304,8 @@ def _tick(plan: Plan, queue: Queue, batch: Batch | None, batch_size: int) -> Bat
     room = batch_size - (len(batch.lanes) if batch else 0)
     # not for every single place: an attack that asks the model when it starts would do so in tiny batches
     if (batch is None or room >= max(1, batch_size // 4)) and (lanes := queue.next(room)):
+        coming = (account.subject.id for account in islice(queue.waiting, batch_size))
+        queue.expect([*(lane.account.subject.id for lane in lanes), *coming], batch_size)
         new = Batch.started(plan, lanes)
         batch = _let_go(batch.join(new) if batch else new, queue)
     if batch is not None:

@@ -16,7 +16,7 @@ from .attacking import Attacking, Batches, Enough, Progress, hooks_of
 from .bpda import as_they_are, straight_through
 from .checks import first_answer, has_gradients, need_gradients
 from .classifier import Classifier, Logits
-from .conditions import LEAST_LIKELY, Job, criterion, offered
+from .conditions import Job, criterion, need_something_to_gain
 from .diagnostics import Look, observed
 from .doubting import Doubt, settling
 from .engines import local
@@ -33,6 +33,7 @@ from .shifts import Perturbed, Sequenced, Shift, Shifted, in_turn, thumbnail
 from .store import Store
 from .streams import seeded
 from .transfer import Ensemble, Source, Targets, sources
+from .tuning import Tuned, pass_of, tuned
 from .ways import DRAWS, ways
 
 LOOKED_AT = 64
@@ -56,6 +57,7 @@ class Session:
         hidden: attacks follow the model's gradients without the stand-ins that its layers declare.
         enough: ends conditions early.
         only: ids of the images that a worker is to bring to their end; what is about all images is then left to the driver.
+        tuned: the batch size that an earlier session of this process measured; empty for none.
         spread: has workers do that, given the session, ids, and doubts or None for all that was planned.
     """
 
@@ -81,6 +83,7 @@ class Session:
     about: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     only: Collection[str] | None = None
+    tuned: list[Tuned] = field(default_factory=list)
     spread: Callable[[Session, Sequence[str], Sequence[Doubt] | None], None] | None = None
 
     def __post_init__(self) -> None:
@@ -92,6 +95,7 @@ class Session:
         todo = self._todo()
         probe = self.samples.probe()
         with ExitStack() as during:
+            during.enter_context(self.samples.decoding())
             if self.hidden:
                 during.enter_context(as_they_are(self.classifier))
             helped = self._others if self.hidden else [self.classifier, *self._others]
@@ -176,7 +180,8 @@ class Session:
         options, labels = self.options, self.samples.labels(self.images.ids)
         for job in self.planned:
             criterion(labels[: len(logits)], job.target, logits)  # refuses a target that the model does not have
-            self._need_something_to_gain(job, logits)
+            taught_by = halves(self.images, options.seed)[1] if learns(job) and self.learn_from is None else set()
+            need_something_to_gain(job, self.samples.labels(key for key in self.images.ids if key not in taught_by), logits)
         if self.certified and labels.dim() == 2:
             raise UsageError("a certificate is of one class among several: leave --certify out for several labels an image")
         if labels.dim() == 2 and self.perturbed:
@@ -187,9 +192,6 @@ class Session:
         for searched, transfer in [(self.classifier, False), *((each, True) for each in self.surrogates)]:
             asked = [(str(job.condition.attack), job.parts.values()) for job in self.planned if bool(job.condition.source) is transfer]
             need_gradients(searched, probe, asked)
-        size = options.batch_size
-        chosen = local.pick_batch_size(probe[0].numel(), options.device) if size == "auto" else size
-        self.batches = Batches(max(1, chosen >> options.halved), self.about, self.notes)
         ready = partial(ways, probe=probe, speed_up=options.prepare, bf16=options.bf16)
         self.ways = ready(self.classifier, random=random)
         from_others = self.from_others
@@ -198,6 +200,7 @@ class Session:
             from_others[name] = Source(name, [member.name for member in members], model, ready(model, random=False))
         if self.twin is not None:
             from_others[self.twin.name] = Source(self.twin.name, [self.twin.name], self.twin, ready(self.twin, random=False))
+        self.batches = Batches(max(1, self._batch_size(probe, random) >> options.halved), self.about, self.notes)
         if self.planned and all(job.condition.source for job in self.planned):
             self.notes.append("made on surrogates: what an attacker does who lacks the model; one who has it (no --surrogate) breaks more")
         self.judge = replace(self.judge, passes=self.ways.plain)
@@ -237,15 +240,22 @@ class Session:
         elif options.eot:
             self.notes.append(f"{self.classifier.name} always answers alike: --eot has nothing to average")
 
-    def _need_something_to_gain(self, job: Job, logits: Logits) -> None:
-        """Refuse a row that no image would be in."""
-        if job.target is None or job.target == LEAST_LIKELY:  # which class that is, is not known yet
-            return
-        taught_by = halves(self.images, self.options.seed)[1] if learns(job) and self.learn_from is None else set()
-        judged = [key for key in self.images.ids if key not in taught_by]
-        labels = self.samples.labels(judged)
-        if not offered(labels, job.target, logits[:1].expand(len(labels), -1))[0].any():
-            raise UsageError(f"{job.condition.name}: none of the {len(judged)} images to be judged on offers the attacker anything")
+    def _batch_size(self, probe: Tensor, random: bool) -> int:
+        """What was asked for. Whoever does the work measures what is to be tuned, which with workers is none of the driver's."""
+        size, guess = self.options.batch_size, local.pick_batch_size(probe[0].numel(), self.options.device)
+        if size == "tune" and random:
+            name = self.classifier.name
+            raise UsageError(f"{name} is randomised, and what attacks find hangs on the batch size then: give --batch-size a number")
+        if size != "tune" or self.spread is not None:
+            return size if isinstance(size, int) else guess
+        if not self.tuned:
+            source = self.planned[-1].condition.source if self.planned else None
+            search = (self.from_others[source].ways if source else self.ways).fast[-1]
+            once = pass_of(search, self.planned, self.store.commit)
+            self.tuned.append(tuned(once, probe, guess=guess, images=len(self.samples.order)))
+        self.about["tuned"] = self.tuned[0].speeds
+        self.notes.append(self.tuned[0].in_words())
+        return self.tuned[0].size
 
     # ------------------------------------------------------------------ without an attack
 

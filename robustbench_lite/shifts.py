@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .ahead import stacked
 from .baselines import read_baseline
 from .checks import checked
 from .classifier import Images, one_a_class
@@ -206,15 +207,19 @@ class Shifted:
     def ask(self, waiting: Sequence[Answer], batch_size: int) -> Iterator[list[Answer]]:
         """Bring the verdicts that these images lack."""
         names = [shift.condition.name for shift in self.shifts]
+        done = set.intersection(*(self.store.decided(name) for name in names))
+        variant = names[0] if isinstance(self.shifts[0], Read) else None
+        self.samples.expect((answer.id for answer in waiting if answer.id not in done), batch_size, variant)
         for start in range(0, len(waiting), batch_size):
             batch = list(waiting[start : start + batch_size])
             decided = self.store.decided_of(names, [answer.id for answer in batch])
             if not self.samples.images.has_clean:
                 self._known(batch)
+            read: dict[str, Tensor] = {}
             for shift in self.shifts:
                 name, started = shift.condition.name, time.monotonic()
                 if todo := [answer for answer in batch if (name, answer.id) not in decided]:
-                    self._one(shift, todo)
+                    self._one(shift, todo, read)
                     self.store.spend(name, time.monotonic() - started)
             self.store.commit()
             yield batch
@@ -228,11 +233,14 @@ class Shifted:
             with suppress(DataError):  # which is dealt with where the image is asked about
                 self.samples.same_image(answer.id, self.samples.load(answer.id))
 
-    def _one(self, shift: Shift, batch: Sequence[Answer]) -> None:
+    def _one(self, shift: Shift, batch: Sequence[Answer], read: dict[str, Tensor]) -> None:
+        """read: the pictures of this batch that another shift was made from."""
         name, samples, loaded = shift.condition.name, self.samples, {}
         for answer in batch:
             try:
-                loaded[answer.id] = (answer, shift.picture(samples, answer.id))
+                if answer.id not in read:
+                    read[answer.id] = shift.picture(samples, answer.id)
+                loaded[answer.id] = (answer, read[answer.id])
             except DataError as error:
                 if samples.options.on_bad_image == "quarantine":
                     self.store.add(samples.undecided(name, replace(answer, trouble=UNREADABLE + str(error))))
@@ -241,7 +249,7 @@ class Shifted:
         if not loaded:
             return
         answers = [answer for answer, _ in loaded.values()]
-        pictures = torch.stack([picture for _, picture in loaded.values()]).to(samples.options.device)
+        pictures = stacked([picture for _, picture in loaded.values()], samples.options.device)
         x = shift.images(samples, list(loaded), pictures)
         for answer, image, verdict in zip(answers, x, samples.plain_verdicts(name, self.judge, answers, x), strict=True):
             self.store.add(verdict)

@@ -85,6 +85,12 @@ def out_of_memory(error: BaseException) -> bool:
     return named or (isinstance(error, RuntimeError) and any(words in str(error) for words in said))
 
 
+def forget_memory() -> None:
+    """Give back what an accelerator's allocator keeps of what did not fit."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def _none_fits(error: BaseException) -> InvalidEvaluation:
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     return InvalidEvaluation(f"out of memory with a single image: {reason}")
@@ -148,6 +154,5 @@ def with_smaller_batches(
             if batch_size == 1:
                 raise _none_fits(error) from error
             batch_size //= 2
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            forget_memory()
             shrunk(batch_size)
