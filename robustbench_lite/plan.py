@@ -97,6 +97,7 @@ class Finding:
     reduced: bool = False  # the search ran in reduced precision
     gradient: float | None = None  # the largest absolute value in the gradients that the search saw
     approach: Sequence[tuple[int, float]] = ()
+    unconfirmed: int | None = None  # witnesses that only the prepared model took for such; None: the search was on the model as given
 
     @property
     def met(self) -> bool:
@@ -136,7 +137,13 @@ class Finding:
             forwards=self.forwards + earlier.forwards,
             backwards=self.backwards + earlier.backwards,
             gradient=max((size for size in (self.gradient, earlier.gradient) if size is not None), default=None),
+            unconfirmed=_sum(self.unconfirmed, earlier.unconfirmed),
         )
+
+
+def _sum(*counts: int | None) -> int | None:
+    known = [count for count in counts if count is not None]
+    return sum(known) if known else None
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from .judge import Judge
 from .labelled import LabelledImages, label_tensor
 from .oracle import BAD_LOGITS, TROUBLE
 from .quarantine import UNREADABLE
-from .results import Verdict
+from .results import Reduced, Verdict
 from .store import Store
 from .witnesses import image_digest
 
@@ -32,7 +32,7 @@ class Options:
     shuffle_seed: int
     device: torch.device
     batch_size: int | Literal["auto"]
-    bf16: bool
+    first_pass: Reduced | None
     prepare: bool
     query_budget: int | None
     witnesses: int
@@ -43,6 +43,7 @@ class Options:
     outputs: bool = False
     patience: int | None = None
     radii: Mapping[str, float] | None = None
+    compile: bool = False
     halved: int = 0  # how often memory ran out before, in a worker that died
 
 

@@ -193,7 +193,8 @@ class Session:
         size = options.batch_size
         chosen = local.pick_batch_size(probe[0].numel(), options.device) if size == "auto" else size
         self.batches = Batches(max(1, chosen >> options.halved), self.about, self.notes)
-        ready = partial(ways, probe=probe, speed_up=options.prepare, bf16=options.bf16)
+        fast = partial(ways, speed_up=options.prepare, first_pass=options.first_pass, compile=options.compile, say=self.notes.append)
+        ready = partial(fast, probe=probe)
         self.ways = ready(self.classifier, random=random)
         from_others = self.from_others
         for name, members in sources(self.surrogates).items():
