@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from multiprocessing import parent_process
 from typing import Any
 
 import torch
@@ -110,8 +111,13 @@ def graphs_kept() -> Iterator[None]:
     """
     import torch._dynamo.config
     import torch._functorch.config
+    import torch._inductor.config
 
-    with torch._functorch.config.patch(donated_buffer=False), torch._dynamo.config.patch(cache_size_limit=GRAPHS):
+    with ExitStack() as during:
+        during.enter_context(torch._functorch.config.patch(donated_buffer=False))
+        during.enter_context(torch._dynamo.config.patch(cache_size_limit=GRAPHS))
+        if parent_process() is not None:  # a worker beside others: processes of its own would crowd them, and outlive it where it is killed
+            during.enter_context(torch._inductor.config.patch(compile_threads=1))
         yield
 
 
