@@ -103,7 +103,7 @@ def attacked(model: nn.Module, images: Images, labels: Labels, threat: Ball, att
         count = torch.zeros(len(images), dtype=torch.long, device=images.device)
         case = Case(images, threat, criterion, criterion, count - 1, count)
         ledger = Ledger.opened(images[:0], images.new_zeros(0, 1))  # nothing is written down
-        oracle = Training(Passes(model, reduced=reduced(images.device.type)), case, ledger)
+        oracle = Training(Passes(model, reduced="bf16" if reduced(images.device.type) else None), case, ledger)
         state: State = attack.start(oracle, draw)
         for _ in range(attack.steps):
             state = attack.step(oracle, state, replace(draw, steps=state.t))

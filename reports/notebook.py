@@ -18,7 +18,7 @@ def notebook(result: Result) -> str:
     headings = ["condition", "correct", "accuracy", "95 % interval", *(["undecided"] if undecided else []), "trust"]
     lines = []
     for row in shown:
-        name = row.condition + (" (search=bf16)" if row.first_pass_only else "")
+        name = row.condition + (f" (search={row.first_pass_only})" if row.first_pass_only else "")
         lines.append([name, row.share, row.percent, f"{row.interval} %", *([str(row.undecided)] if undecided else []), row.trust])
     title = f"{result.config['model']['name']} on {result.config['data']['name']}"
     where = "" if result.folder is None else f" The run is kept in <code>{escape(str(result.folder))}</code>."

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
-from robustbench_lite.results import Result
+from robustbench_lite.results import REDUCED, Result
 from robustbench_lite.stats import wilson
 from robustbench_lite.trust import Level
 
@@ -19,8 +19,8 @@ class Row:
     """One row of `Result.table`; the numbers as they are there, the properties as a person reads them.
 
     No report may show `accuracy` itself, which a refuted row has too high: `percent` qualifies it. `ci_low` and `ci_high` are of `at_most`,
-    which is the accuracy unless the row is refuted. `first_pass_only` marks a row whose surviving images were searched in bf16 and never
-    again in float32.
+    which is the accuracy unless the row is refuted. `first_pass_only` is the precision, bf16 or tf32, of a row whose surviving images
+    were never searched again in float32, and else empty.
     """
 
     condition: str
@@ -42,7 +42,7 @@ class Row:
     trust: Level
     at_most: float
     reasons: tuple[str, ...]
-    first_pass_only: bool
+    first_pass_only: str
     certified: float | None = None
     unsettled: int | None = None
 
@@ -89,9 +89,9 @@ class Row:
 def rows(result: Result) -> list[Row]:
     """The rows of `result.table`, in its order."""
     table = result.table
-    first_pass_only = set(table.condition[table.search == "bf16"])
+    first_pass_only = {name: search for name, search in zip(table.condition, table.search, strict=True) if search in REDUCED}
     # images that were wrong when clean may carry another precision, so the survivors decide as well
-    first_pass_only |= {v.condition for v in result.verdicts if v.broken is False and v.precision == "bf16"}
+    first_pass_only |= {v.condition: v.precision for v in result.verdicts if v.broken is False and v.precision in REDUCED}
     records = table.astype(object).where(table.notna(), None).to_dict("records")
     computed = ("ci_low", "ci_high", "reasons", "first_pass_only")
     stored = [field.name for field in fields(Row) if field.name not in computed]
@@ -99,7 +99,9 @@ def rows(result: Result) -> list[Row]:
     for r in records:
         name, (low, high) = r["condition"], wilson(round(r["at_most"] * r["n"]), r["n"])
         known = {key: r[key] for key in stored}
-        found.append(Row(**known, ci_low=low, ci_high=high, reasons=result.trust[name].reasons, first_pass_only=name in first_pass_only))
+        found.append(
+            Row(**known, ci_low=low, ci_high=high, reasons=result.trust[name].reasons, first_pass_only=first_pass_only.get(name, ""))
+        )
     return found
 
 

@@ -224,7 +224,7 @@ def _below(title: str, first: str, headings: list[str]) -> Table:
 def _cells(row: Row, undecided: bool) -> list[Text]:
     name = Text(row.condition, style="bold" if row.kind == "worst" else "")
     if row.first_pass_only:
-        name.append(" bf16", style="yellow")
+        name.append(f" {row.first_pass_only}", style="yellow")
     return [
         name,
         Text(row.share),
@@ -241,8 +241,8 @@ def _caption(shown: list[Row]) -> Text:
     lines = ["Passes are means per attacked image.", *legend(shown), *bracket_legend(shown)]
     if any(row.undecided for row in shown):
         lines.append("Undecided images count as not correct.")
-    if any(row.first_pass_only for row in shown):
-        lines.append("bf16: search=bf16 only; survivors were not attacked again in float32, which flatters the model.")
+    for rough in sorted({row.first_pass_only for row in shown if row.first_pass_only}):
+        lines.append(f"{rough}: search={rough} only; survivors were not attacked again in float32, which flatters the model.")
     widest = max(shown, key=lambda row: row.width)
     if widest.n < FEW_IMAGES:
         lines.append(f"Only {widest.n} images: the interval is up to {widest.width:.0f} points wide.")

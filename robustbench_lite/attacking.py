@@ -259,13 +259,14 @@ class Attacking:
                 steps=finding.steps,
                 forwards=finding.forwards,
                 backwards=finding.backwards,
-                precision="bf16" if finding.reduced else "fp32",
+                precision=self.options.first_pass or "fp32" if finding.reduced else "fp32",
                 witness=witness,
                 stages=course.costs,
                 gradient=finding.gradient,
                 outputs=self._outputs(finding.logits),
                 approach=[list(each) for each in finding.approach],
                 radius=float(self._ball(job, finding.id).eps) if job.condition.scaled else None,
+                unconfirmed=finding.unconfirmed,
             )
         )
 

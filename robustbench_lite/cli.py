@@ -124,8 +124,13 @@ def evaluate(
     ] = None,
     device: Annotated[str, opt(RUN, "auto, cpu, cuda, cuda:N or mps.")] = "auto",
     batch_size: Annotated[str, opt(RUN, "Images at a time, auto (a guess) or tune (measured); halved where memory is short.")] = "auto",
-    precision: Annotated[Literal["fp32", "bf16"], opt(RUN, "bf16: a first pass, whose survivors are attacked again in fp32.")] = "fp32",
+    precision: Annotated[
+        Literal["fp32", "bf16", "tf32"], opt(RUN, "bf16, tf32: a first pass, whose survivors are attacked again in fp32.")
+    ] = "fp32",
     prepare: Annotated[bool, opt(RUN, "Fold and reorder the model for speed; verdicts are settled on the model as given.")] = True,
+    compile: Annotated[
+        bool, opt(RUN, "Search on the model through torch.compile; verdicts are settled on it as given.", negative="")
+    ] = False,
     seed: Annotated[int, opt(RUN, "Of every random draw.")] = 0,
     shuffle_seed: Annotated[int, opt(RUN, "Of the order in which images are taken; verdicts do not depend on it.")] = 0,
     witnesses: Annotated[str, opt(RUN, "Adversarial images to keep per condition: a number, all or none.")] = "1000",
@@ -197,6 +202,7 @@ def evaluate(
             batch_size=batch_size_of(batch_size),
             precision=precision,
             prepare=prepare,
+            compile=compile,
             query_budget=query_budget,
             patience=patience,
             radii=radii,

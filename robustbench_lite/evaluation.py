@@ -44,6 +44,7 @@ def evaluate(
     batch_size: BatchSize = "auto",
     precision: Precision = "fp32",
     prepare: bool = True,
+    compile: bool = False,
     query_budget: int | None = None,
     patience: int | None = None,
     radii: Mapping[str, float] | str | Path | None = None,
@@ -98,8 +99,10 @@ def evaluate(
         limit: a seeded, stratified subset of this many images.
         batch_size: images at a time; `auto` guesses, `tune` measures for some seconds which is the fastest, in every worker; memory that
             does not suffice halves it.
-        precision: bf16 searches in bfloat16 first and attacks the survivors again in float32, where the processor has it.
+        precision: bf16 searches in bfloat16 first and attacks the survivors again in float32, where the processor has it; tf32 the same
+            with products in TF32.
         prepare: fold and reorder the model for speed where that is safe; every verdict is settled on the model as given.
+        compile: search on the model as torch.compile makes it, where that is safe; it takes a minute before the first attack.
         query_budget: forwards and backwards that an attack may spend on an image.
         patience: under the goal `closest`, an image is left after so many steps that brought its nearest no thousandth nearer. None: never.
         radii: for every image an eps of its own, by sample id or in a CSV file with the columns sample_id and eps; eps then says how many

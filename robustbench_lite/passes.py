@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 
 from .classifier import Images, Logits
 from .criteria import Criterion
+from .engines import local
+from .results import Reduced
 
 Answers = TypeVar("Answers", bound=tuple[Tensor, ...])
 
@@ -22,14 +25,14 @@ class Passes:
     Args:
         model: images in [0, 1] -> logits, in eval mode.
         micro: images in one pass; larger batches are cut. None: as they come.
-        reduced: dtype of autocast, None for float32 as it is.
+        reduced: bfloat16 by autocast, or products in TF32; None for float32 as it is.
         prepared: the model is not the one that was given (folded, or in reduced precision), so what it says is to be settled.
         draws: how often a randomised model is asked; answers and gradients are means over them (Athalye et al., ICML 2018, EOT).
     """
 
     model: nn.Module
     micro: int | None = None
-    reduced: torch.dtype | None = None
+    reduced: Reduced | None = None
     prepared: bool = False
     draws: int = 1
 
@@ -72,12 +75,13 @@ class Passes:
         return self._mean(once)
 
     def _mean(self, once: Callable[[], Answers]) -> Answers:
-        first = once()
-        if self.draws == 1:
-            return first
-        sums = list(first)
-        for _ in range(self.draws - 1):
-            sums = [total + more for total, more in zip(sums, once(), strict=True)]
+        with local.tf32() if self.reduced == "tf32" else nullcontext():  # backward passes too
+            first = once()
+            if self.draws == 1:
+                return first
+            sums = list(first)
+            for _ in range(self.draws - 1):
+                sums = [total + more for total, more in zip(sums, once(), strict=True)]
         return cast(Answers, tuple(total / self.draws for total in sums))
 
     def _chunks(self, rows: int) -> Iterator[slice]:
@@ -88,6 +92,6 @@ class Passes:
     def _forward(self, x: Images) -> Logits:
         # channel by channel also where the model has channels last: to normalise the other way round takes five times as long (measured)
         x = x.contiguous()
-        with torch.autocast(x.device.type, dtype=self.reduced, enabled=self.reduced is not None):
+        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.reduced == "bf16"):
             answer: Logits = self.model(x)
         return answer if answer.dtype == torch.float64 else answer.float()

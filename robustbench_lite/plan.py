@@ -98,6 +98,7 @@ class Finding:
     gradient: float | None = None  # the largest absolute value in the gradients that the search saw
     approach: Sequence[tuple[int, float]] = ()
     origin: Tensor | None = None  # what `image` was made from, where it is a witness: reading it again takes longer than some attacks
+    unconfirmed: int | None = None  # witnesses that only the prepared model took for such; None: the search was on the model as given
 
     @property
     def met(self) -> bool:
@@ -137,7 +138,13 @@ class Finding:
             forwards=self.forwards + earlier.forwards,
             backwards=self.backwards + earlier.backwards,
             gradient=max((size for size in (self.gradient, earlier.gradient) if size is not None), default=None),
+            unconfirmed=_sum(self.unconfirmed, earlier.unconfirmed),
         )
+
+
+def _sum(*counts: int | None) -> int | None:
+    known = [count for count in counts if count is not None]
+    return sum(known) if known else None
 
 
 @dataclass(frozen=True)

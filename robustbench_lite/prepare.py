@@ -60,17 +60,17 @@ def prepare(model: nn.Module, probe: Images, *, cut: bool = True) -> Preparation
     """
     micro = _micro_batch(model, probe) if cut else None
     given = Passes(model, micro)
-    reason = _unsafe(model)
+    reason = unsafe(model)
     if reason:
         return Preparation(given, reason=reason)
     try:
         folded = copy.deepcopy(model)  # before it is traced: a module may keep what passes through it
         pairs = list(_foldable(folded))
         _fold(folded, pairs)
-    except _NotSmooth as error:
+    except NotSmooth as error:
         return Preparation(given, reason=str(error))
     except Exception as error:  # copying and tracing run the model's own code, on stand-ins, which may fail in any way
-        return Preparation(given, reason=f"the model cannot be traced ({type(error).__name__}: {str(error).partition(chr(10))[0][:80]})")
+        return Preparation(given, reason=f"the model cannot be traced ({briefly(error)})")
     exact = Passes(model).logits(probe)
     for layout in (torch.channels_last, torch.contiguous_format):
         fast = replace(given, model=folded.to(memory_format=layout), prepared=True)
@@ -84,7 +84,12 @@ def prepare(model: nn.Module, probe: Images, *, cut: bool = True) -> Preparation
     return Preparation(given, reason="the folded model does not run")
 
 
-def _unsafe(model: nn.Module) -> str | None:
+def briefly(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0][:80]}"
+
+
+def unsafe(model: nn.Module) -> str | None:
+    """What forbids to run another model in its place, as far as its modules show it."""
     for name, module in model.named_modules():
         if isinstance(module, (torch.jit.ScriptModule, fx.GraphModule)):
             return "the model is an archive"
@@ -97,8 +102,19 @@ def _unsafe(model: nn.Module) -> str | None:
     return None
 
 
-class _NotSmooth(Exception):
+class NotSmooth(Exception):
     """The model has an operation of `UNSAFE`, which is named."""
+
+
+def refuse_unsafe(graph: fx.Graph) -> None:
+    """
+    Raises:
+        NotSmooth: it has an operation of `UNSAFE`.
+    """
+    for node in graph.nodes:
+        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        if node.op in ("call_function", "call_method") and name.strip("_") in UNSAFE:
+            raise NotSmooth(f"{name} is not smooth")
 
 
 class _Tracer(fx.Tracer):
@@ -111,14 +127,12 @@ class _Tracer(fx.Tracer):
 def _foldable(model: nn.Module) -> Iterator[tuple[str, str]]:
     """Names of (convolution, batch normalisation) where the second sees the first's output and nobody else does."""
     graph = _Tracer().trace(model)
+    refuse_unsafe(graph)
     modules = dict(model.named_modules())
     called: dict[str, int] = {}
     for node in graph.nodes:
         if node.op == "call_module":
             called[str(node.target)] = called.get(str(node.target), 0) + 1
-        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-        if node.op in ("call_function", "call_method") and name.strip("_") in UNSAFE:
-            raise _NotSmooth(f"{name} is not smooth")
     for node in graph.nodes:
         if node.op != "call_module" or not node.args:
             continue

@@ -17,6 +17,7 @@ from .quarantine import in_words, quarantine
 from .results import VERDICT_FIELDS, Condition, Result, Verdict, Witness
 from .sequences import SequenceVerdict
 from .stored import check_row, damaged, from_json, rows_of
+from .unconfirmed import remarks
 from .worst import worst_case
 
 JSON_FIELDS = {"label", "clean_prediction", "prediction", "stages", "outputs", "approach"}  # a class or one 0/1 per finding; a mapping
@@ -89,9 +90,10 @@ def read_result(
         proofs,
         [c for c in planned if c.kind == "certified"],
     )
-    if found := quarantine(result):  # said of what is stored, and so no longer once they were mended
-        config = {**config, "notes": [*config["notes"], in_words(found, config["data"]["n"])]}
-    return replace(result, config=config)
+    found = quarantine(result)
+    # said of what is stored, and so no longer once images were mended
+    notes = [*remarks(result), *([in_words(found, config["data"]["n"])] if found else [])]
+    return replace(result, config={**config, "notes": [*config["notes"], *notes]})
 
 
 def _places(names: Iterable[str]) -> Callable[[str], int]:

@@ -23,7 +23,7 @@ from .models import load_model
 from .results import Goal
 from .stored import read_config
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "tf32"]
 
 
 def classifier_of(model: str | nn.Module) -> Classifier:

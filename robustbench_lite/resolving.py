@@ -14,6 +14,7 @@ from .attacking import Enough, Progress
 from .bpda import unheeded
 from .checks import frozen, moved
 from .classifier import Classifier
+from .compiling import graphs_kept
 from .conditions import Job, Means, Target, checked_target, jobs
 from .data import default_for
 from .doubting import Doubt, doubts
@@ -39,7 +40,7 @@ from .requested import (
     versions_here,
     wide_images,
 )
-from .results import Condition, Goal, goals_of
+from .results import REDUCED, Condition, Goal, goals_of
 from .samples import BatchSize, Options
 from .sequences import read_rates
 from .session import Session
@@ -90,6 +91,8 @@ class Resolved:
         """The models on their device, their parameters without gradients, float32 exact."""
         with ExitStack() as during:
             during.enter_context(local.exact())
+            if self.options.compile:
+                during.enter_context(graphs_kept())
             for each in self.models:
                 during.enter_context(frozen(each))
                 during.enter_context(moved(each, self.options.device))
@@ -143,6 +146,7 @@ def resolve(
     batch_size: BatchSize,
     precision: Precision,
     prepare: bool,
+    compile: bool,
     query_budget: int | None,
     patience: int | None,
     radii: Mapping[str, float] | str | Path | None,
@@ -251,13 +255,14 @@ def resolve(
         shared = offered - len(learn_from)
     doubted = doubts(planned, aim, twins[0].name if twins else None, by_stand_ins=hidden is not None) if doubt else []
     where = local.pick_device(device)
-    bf16 = precision == "bf16" and local.bfloat16_here(where)
+    here: Mapping[Precision, bool] = {"bf16": local.bfloat16_here(where), "tf32": local.tf32_here(where)}
+    first_pass = precision if precision != "fp32" and here[precision] else None
     options = Options(
         seed=seed,
         shuffle_seed=shuffle_seed,
         device=where,
         batch_size=batch_size,
-        bf16=bf16,
+        first_pass=first_pass,
         prepare=prepare,
         query_budget=query_budget,
         witnesses=len(images) if witnesses == "all" else 0 if witnesses == "none" else witnesses,
@@ -268,6 +273,7 @@ def resolve(
         outputs=keep_outputs,
         patience=patience,
         radii=own_radii,
+        compile=compile,
     )
     conditions = [
         *([Condition("clean", "clean")] if images.has_clean else []),
@@ -286,7 +292,7 @@ def resolve(
         "conditions": [c.name for c in conditions],
         "goal": goals,
         "seed": seed,
-        "precision": "bf16" if bf16 else "fp32",
+        "precision": first_pass or "fp32",
         "query_budget": query_budget,
         "surrogates": [s.digest for s in others],
         "eot": eot,
@@ -336,7 +342,11 @@ def resolve(
         "device": device_used,
         "versions": versions,
         "notes": [
-            *([] if bf16 or precision == "fp32" else ["this processor does not compute in bfloat16: searched in float32"]),
+            *(
+                []
+                if first_pass or precision == "fp32"
+                else [f"this processor does not compute in {REDUCED[precision]}: searched in float32"]
+            ),
             *([f"{shared} images to learn from are judged on as well: nothing was learnt from them"] if shared else []),
             *fitted_on_judged(classifier, images.ids),
             *remarks(about_corruptions),

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 Kind = Literal["clean", "attack", "corruption", "sequence", "worst", "doubt", "certified", "shift"]
 Goal = Literal["first", "closest", "full"]
 Norm = Literal["linf", "l2", "l1", "l0", "pixels", "patch", "handling", "spatial", "colour", "flow"]
+Reduced = Literal["bf16", "tf32"]
+REDUCED: Mapping[str, str] = {"bf16": "bfloat16", "tf32": "TF32"}
+"""Precisions that are faster than float32 and rougher, in words."""
 NOTHING_TO_GAIN = "it offers the attacker nothing"
 LEARNT_FROM = "the attack learnt from it"
 NOWHERE = "nothing was found at any distance"
@@ -94,6 +97,8 @@ class Verdict:
     Under the goal `closest`, `approach` holds after how many passes (forward and backward) which distance was reached, as [passes,
     distance] pairs in steps of a twentieth; the last is the nearest image that was found. `distance`, `prediction` and `witness` belong to
     it even where it lies outside the ball, so that the image is not `broken` at this eps. `radius` is the image's own eps where it has one.
+    `unconfirmed` counts the witnesses that the search found on the model as it was prepared for speed and that did not hold on the model
+    as given, so that they do not count; None where no prepared model was searched.
     """
 
     sample_id: str
@@ -122,6 +127,7 @@ class Verdict:
     outputs: Sequence[float] | None = None
     approach: Sequence[Sequence[float]] = field(default_factory=list)
     radius: float | None = None
+    unconfirmed: int | None = None
 
     @property
     def nearest(self) -> float:

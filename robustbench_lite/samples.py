@@ -22,7 +22,7 @@ from .labelled import LabelledImages, label_tensor
 from .oracle import BAD_LOGITS, TROUBLE
 from .pictures import Pictures, beside, quietly
 from .quarantine import UNREADABLE
-from .results import Verdict
+from .results import Reduced, Verdict
 from .store import Store
 from .witnesses import image_digest
 
@@ -37,7 +37,7 @@ class Options:
     shuffle_seed: int
     device: torch.device
     batch_size: BatchSize
-    bf16: bool
+    first_pass: Reduced | None
     prepare: bool
     query_budget: int | None
     witnesses: int
@@ -48,6 +48,7 @@ class Options:
     outputs: bool = False
     patience: int | None = None
     radii: Mapping[str, float] | None = None
+    compile: bool = False
     halved: int = 0  # how often memory ran out before, in a worker that died
 
 

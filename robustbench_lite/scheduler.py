@@ -76,7 +76,8 @@ class Lane:
 class Held(Rows):
     """The settled witness of each row, where `found`.
 
-    Under the goal `closest`, `mark` is its distance when it last came noticeably nearer, and `still` the steps since.
+    Under the goal `closest`, `mark` is its distance when it last came noticeably nearer, and `still` the steps since. `unconfirmed` counts
+    the witnesses of the search that did not hold.
     """
 
     found: Tensor
@@ -86,6 +87,7 @@ class Held(Rows):
     distance: Tensor
     mark: Tensor
     still: Tensor
+    unconfirmed: Tensor
 
     def waited(self) -> Held:
         """A step later."""
@@ -122,7 +124,8 @@ class Batch:
         ledger = oracle.ledger
         found = torch.zeros(len(lanes), dtype=torch.bool, device=device)
         far = torch.full_like(ledger.distance, torch.inf)
-        held = Held(found, origin.clone(), logits.clone(), ledger.margin.clone(), ledger.distance.clone(), far, state.t.clone())
+        still, none = state.t.clone(), torch.zeros_like(state.t)
+        held = Held(found, origin.clone(), logits.clone(), ledger.margin.clone(), ledger.distance.clone(), far, still, none)
         batch = cls(plan, lanes, oracle, state, held)
         batch.settle()
         return batch
@@ -157,6 +160,7 @@ class Batch:
         margin = criterion.margin(logits)
         holds = (margin > 0) & logits.isfinite().all(1)
         ledger.logits[index] = logits
+        held.unconfirmed[index] += (ledger.margin[index] > 0) & ~holds
         ledger.margin[index] = torch.where(holds | torch.tensor(everything, device=margin.device), margin, -torch.inf)
         ledger.fresh[index] = False
         nearer, surer = ledger.distance[index] < held.distance[index], margin > held.margin[index]
@@ -233,6 +237,8 @@ class Batch:
                     gradient=float(ledger.slope[row]) if int(ledger.backwards[row]) else None,
                     approach=tuple(lane.approach),
                     origin=self.oracle.origin[row] if met else None,
+                    # votes on a random model differ from the search's answers whatever was prepared
+                    unconfirmed=int(held.unconfirmed[row]) if self.plan.search.prepared and not self.plan.random else None,
                 ),
             )
 

@@ -192,7 +192,8 @@ class Session:
         for searched, transfer in [(self.classifier, False), *((each, True) for each in self.surrogates)]:
             asked = [(str(job.condition.attack), job.parts.values()) for job in self.planned if bool(job.condition.source) is transfer]
             need_gradients(searched, probe, asked)
-        ready = partial(ways, probe=probe, speed_up=options.prepare, bf16=options.bf16)
+        fast = partial(ways, speed_up=options.prepare, first_pass=options.first_pass, compile=options.compile, say=self.notes.append)
+        ready = partial(fast, probe=probe)
         self.ways = ready(self.classifier, random=random)
         from_others = self.from_others
         for name, members in sources(self.surrogates).items():

@@ -62,4 +62,5 @@ def _worst_of(rows: Sequence[Verdict], known: Sequence[Verdict], eps: float, con
         backwards=sum(v.backwards for v in rows),
         steps=sum(v.steps for v in rows),
         stages={},
+        unconfirmed=None,
     )

@@ -54,6 +54,11 @@ def bfloat16_here(device: torch.device) -> bool:
     return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
+def tf32_here(device: torch.device) -> bool:
+    """Whether the processor multiplies matrices in TF32: NVIDIA's do from Ampere on."""
+    return device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 def tune_process() -> None:
     """Settings of the whole process that make it faster; for the command line, not for a library.
 
@@ -71,8 +76,15 @@ def tune_process() -> None:
 @contextmanager
 def exact() -> Iterator[None]:
     """Float32 that is float32: without TF32, which accelerators use in its place unless told otherwise, for as long as this lasts."""
+    with tf32(False):
+        yield
+
+
+@contextmanager
+def tf32(allowed: bool = True) -> Iterator[None]:
+    """Products of matrices and convolutions in TF32, or not, for as long as this lasts."""
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
     try:
         yield
     finally:

@@ -141,7 +141,7 @@ def prepared(task: Task) -> Run:
 
 def prepared_bf16(task: Task) -> Run:
     tune_process()
-    search = replace(prepare(task.model.requires_grad_(False), task.x[:4]).passes, reduced=torch.bfloat16, prepared=True)
+    search = replace(prepare(task.model.requires_grad_(False), task.x[:4]).passes, reduced="bf16", prepared=True)
     return _scheduled(task, search, Passes(task.model, search.micro))
 
 
