@@ -233,6 +233,9 @@ def check_record(config: Any, folder: Path) -> None:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise damaged(f"{folder}/run.json", f"{place}: {first['msg']}") from None
+    unknown = {key for condition in config["conditions"] for key in condition} - {field.name for field in fields(Condition)}
+    if unknown:
+        raise damaged(f"{folder}/run.json", f"conditions: nobody knows {min(unknown)[:40]!r}")
 
 
 def damaged(what: str, why: str) -> RunMismatch:

@@ -175,7 +175,8 @@ def test_a_database_that_was_changed(run: Path, spoil: str) -> None:
      ("observed", {"seen-in-training": {"ids": ["a"], "n": 0, "training": 1, "unread": 0}}),
      ("conditions", [{"name": "fog", "kind": "corruption", "severity": 2**80}]),
      ("conditions", [{"name": "a", "kind": "attack", "attack": "pgd", "norm": "linf", "eps": float("nan")}]),
-     ("conditions", [{"name": "a", "kind": "attack", "attack": "pgd", "eps": 0.1}])],
+     ("conditions", [{"name": "a", "kind": "attack", "attack": "pgd", "eps": 0.1}]),
+     ("conditions", [{"name": "clean", "kind": "clean", "strange": 1}])],
 )  # fmt: skip
 def test_a_record_that_was_changed(run: Path, key: str, value: Any) -> None:
     kept = (run / "run.json").read_text()
