@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from robustbench_lite.checkpoints import check_model_zip
 from robustbench_lite.errors import InvalidEvaluation, RunMismatch, UsageError
 
 
@@ -53,14 +54,19 @@ def kept_state(file: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     try:
+        check_model_zip(file)
         found = torch.load(file, map_location="cpu", weights_only=True)
-        identity_there, state = found["identity"], found["state"]
+        identity_there, state = dict(found["identity"]), dict(found["state"])
     except Exception as error:  # a cut-off or foreign file fails in any way
-        raise UsageError(f"{file} is damaged or no state of a training: delete it, or start over with --fresh") from error
-    for name in sorted({*identity, *identity_there}):
+        raise damaged(file) from error
+    for name in sorted({*identity, *identity_there}, key=str):
         if identity.get(name) != identity_there.get(name):
             raise RunMismatch(
                 f"{file} is of a training with {name} {identity_there.get(name)}, not {identity.get(name)}: "
                 "repeat that command to go on, choose another --out, or start over with --fresh"
             )
-    return dict(state)
+    return state
+
+
+def damaged(file: Path) -> UsageError:
+    return UsageError(f"{file} is damaged or no state of a training: delete it, or start over with --fresh")

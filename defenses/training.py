@@ -36,7 +36,7 @@ from .framing import Frame, framing
 from .optimizing import optimizer_for, start_at_zero
 from .recipe import Recipe
 from .selection import Selection
-from .states import keep_state, kept_state
+from .states import damaged, keep_state, kept_state
 from .world import World
 
 STATE_SECONDS = 60.0
@@ -279,8 +279,17 @@ class Training:
     def _restore(self) -> bool:
         """Go back to the state on disk, if there is one."""
         state = None if self.state_file is None else kept_state(self.state_file, self.identity)
-        if state is None:
+        if state is None or self.state_file is None:
             return False
+        try:
+            self._take(state)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever the parts' own loading raises of what is not theirs
+            raise damaged(self.state_file) from error
+        return True
+
+    def _take(self, state: dict[str, Any]) -> None:
         self.classifier.load_state_dict(state["classifier"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average.model is not None:
@@ -292,7 +301,6 @@ class Training:
         self.defenses.restore(state["defenses"])
         epochs = tuple(Epoch(*epoch) for epoch in state["epochs"])
         self.running = Running(state["step"], state["total"], state["seconds"], epochs)
-        return True
 
     def _as_used(self) -> Classifier:
         """What is tested and written, with its layers as the end of the schedule leaves them, since a checkpoint is built so."""

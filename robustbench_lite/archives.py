@@ -5,17 +5,20 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
 import pickle
 import re
 import warnings
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from .checkpoints import check_model_zip, is_torchscript
+from .checkpoints import check_model_zip, first_line, is_torchscript
 from .classifier import Classifier, Images, Logits, Preprocess
 from .errors import ModelError
 
@@ -102,8 +105,8 @@ def _torchscript(file: Path) -> Classifier:
         warnings.filterwarnings("ignore", message=r"`torch\.jit\.load` is deprecated")
         try:
             model: nn.Module = torch.jit.load(str(file), map_location="cpu")  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        except RuntimeError as error:
-            raise ModelError(f"{file} is damaged or of another torch version: {str(error).strip().splitlines()[0]}") from error
+        except Exception as error:  # RuntimeError, and what comes of words that are no text
+            raise ModelError(f"{file} is damaged or of another torch version: {first_line(error)}") from error
     if getattr(model, "training", False):  # `torch.jit.freeze` bakes eval mode in and drops the flag
         raise ModelError(f"{file} was saved in training mode, where dropout and batch statistics change its answers: save model.eval()")
     return Classifier(Archive(model, file), name=file.name)
@@ -112,21 +115,35 @@ def _torchscript(file: Path) -> Classifier:
 def _exported(file: Path, allow_pickle: bool) -> Classifier:
     source = file if allow_pickle else _harmless(file)
     try:
-        program = torch.export.load(source)
+        with _quiet("torch.export"):  # it logs a whole traceback before it tries an older format
+            program = torch.export.load(source)
+        trains, (shape, classes) = any(_trains(node) for node in program.graph.nodes), _shapes(program, file)
+        model = program.module()
+    except ModelError:
+        raise
     except Exception as error:  # torch raises AssertionError, KeyError, RuntimeError and its own for a damaged archive
-        raise ModelError(f"{file} is damaged or of another torch version: {type(error).__name__}: {error}".splitlines()[0]) from error
-    if any(_trains(node) for node in program.graph.nodes):
+        raise ModelError(f"{file} is damaged or of another torch version: {type(error).__name__}: {first_line(error)}") from error
+    if trains:
         raise ModelError(
             f"{file} was exported in training mode, where dropout and batch statistics change its answers: export model.eval()"
         )
-    shape, classes = _shapes(program, file)
     height, width = (side if isinstance(side, int) else None for side in shape[2:])
     size = (height, width) if height is not None and width is not None else None
     preprocess = Preprocess(size=size, resize=height if height == width else None, channels=1 if shape[1] == 1 else 3)
-    model = program.module()
     for part in model.modules():
         part.training = False  # an exported module says True, whatever mode it was exported in, and refuses .eval()
     return Classifier(Archive(model, file), name=file.name, classes=classes, preprocess=preprocess)
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """A logger that says nothing for as long as this lasts."""
+    log = logging.getLogger(name)
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
 
 
 def _harmless(file: Path) -> io.BytesIO:
@@ -152,8 +169,8 @@ def _harmless(file: Path) -> io.BytesIO:
     except pickle.UnpicklingError as error:
         advice = "pass --allow-pickle if you trust where the file comes from"
         raise ModelError(f"{file} holds pickled objects or machine code, which could run code: {advice}") from error
-    except (zipfile.BadZipFile, EOFError, RuntimeError, ValueError, OSError) as error:
-        raise ModelError(f"{file} is damaged or no archive of torch.export.save: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # zipfile's own, and whatever torch stumbles over in a pickle
+        raise ModelError(f"{file} is damaged or no archive of torch.export.save: {first_line(error)}") from error
     copy.seek(0)
     return copy
 

@@ -6,6 +6,7 @@ import pickle
 import re
 import warnings
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -66,28 +67,34 @@ def _read_torch(file: Path, allow_pickle: bool) -> Any:
         refused = re.search(r"GLOBAL (\S+)", str(error))
         asks = f"its pickle asks for {refused[1]}" if refused else "it is a plain pickle"
         if refused is None and not re.match(rb"\x80[\x03-\x05].", file.read_bytes()[:3], re.DOTALL):  # a pickle's first bytes
-            raise ModelError(f"{file} is damaged or no file of torch.save: {_first_line(error)}") from error
+            raise ModelError(f"{file} is damaged or no file of torch.save: {first_line(error)}") from error
         raise ModelError(
             f"{file} holds more than weights: {asks}, which could run code; "
             "save model.state_dict() alone, or pass --allow-pickle if you trust where the file comes from"
         ) from error
     except Exception as error:  # a cut-off zip, a short read, or with allow_pickle whatever the file's own classes raise
-        raise ModelError(f"{file} is damaged or no file of torch.save: {type(error).__name__}: {_first_line(error)}") from error
+        raise ModelError(f"{file} is damaged or no file of torch.save: {type(error).__name__}: {first_line(error)}") from error
 
 
 def check_model_zip(file: Path) -> None:
-    """Refuse a file of torch that would fill the memory.
+    """Refuse a file of torch that would fill the memory, or whose parts are not as they were written: torch does not look, and would load
+    other weights.
 
     Raises:
-        ModelError: it would, or it is damaged.
+        ModelError: it is one of these.
     """
     try:
         check_zip(file, ModelError)
-    except (zipfile.BadZipFile, OSError) as error:
-        raise ModelError(f"{file} is damaged or no file of torch.save: {_first_line(error)}") from error
+        with zipfile.ZipFile(file) as archive:
+            changed = archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, OSError) as error:
+        raise ModelError(f"{file} is damaged or no file of torch.save: {first_line(error)}") from error
+    if changed is not None:
+        raise ModelError(f"{file} is damaged: the checksum of {changed!r} is not that of what it holds")
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error of others says, of which one line is enough."""
     return (str(error).strip().splitlines() or ["no reason given"])[0]
 
 
@@ -96,7 +103,7 @@ def is_torchscript(file: Path) -> bool:
     try:
         with zipfile.ZipFile(file) as archive:
             names = {name.partition("/")[2] for name in archive.namelist()}
-    except zipfile.BadZipFile:
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError):  # the last three: a damaged directory
         return False
     return "constants.pkl" in names and any(name.startswith("code/") for name in names)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .classifier import Classifier, Images, Logits
 from .engines.local import on_fewer, out_of_memory
-from .errors import DataError, InvalidEvaluation, ModelError
+from .errors import DataError, InvalidEvaluation, ModelError, RobustEvalError
 from .oracle import WhiteBox
 from .plan import Attack
 
@@ -58,10 +58,13 @@ def taken(classifier: Classifier, probe: Images) -> Logits:
     try:
         with torch.no_grad():
             logits: Any = classifier(probe)
-    except (RuntimeError, ValueError, IndexError, AssertionError, TypeError) as error:
+    except RobustEvalError:
+        raise
+    except Exception as error:  # whatever the model's own code raises
         if out_of_memory(error):
             raise
-        raise ModelError(f"{classifier.name} does not take {shape} images: {str(error).strip().splitlines()[0]}") from error
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(f"{classifier.name} does not take {shape} images: {said}") from error
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(probe):
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ModelError(f"{classifier.name} returns {got} for {len(probe)} images: logits ({len(probe)}, classes) are needed")

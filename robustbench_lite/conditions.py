@@ -145,7 +145,8 @@ def jobs(
             aim = getattr(attack, "target", None) if target is None else target
             if disease is not None and isinstance(aim, str) and aim != LEAST_LIKELY:
                 aim = meant(aim, disease)
-            sought: Goal = goal if goal is not None else getattr(attack, "goal", "first")
+            # a scenario's goal is what its attacker wants, its target
+            sought: Goal = goal if goal is not None else "closest" if getattr(attack, "goal", None) == "closest" else "first"
             made = job(attack, used, size, target=aim, goal=sought, source=source, scaled=scaled)
             made = replace(made, searched_as=next((other.condition.name for other in planned if _one_search(other, made)), None))
             if any(other.condition.name == made.condition.name for other in planned):

@@ -58,7 +58,10 @@ def load_model(
     """
     if num_classes is not None and num_classes < 1:
         raise ModelError(f"the number of classes must be 1 or more, got {num_classes}")
-    classifier = _found(spec, weights, num_classes, allow_pickle)
+    try:
+        classifier = _found(spec, weights, num_classes, allow_pickle)
+    except OSError as error:  # no name of a file, or one that cannot be read
+        raise ModelError(f"{spec[:80]!r} cannot be read: {error.strerror or error}") from error
     if num_classes is not None and classifier.classes not in (None, num_classes):
         raise ModelError(f"{classifier.name} has {classifier.classes} classes, not {num_classes}: leave --num-classes out")
     classifier.classes = num_classes or classifier.classes

@@ -22,7 +22,7 @@ from typing import (
     get_type_hints,
 )
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from .errors import RunMismatch, UsageError
@@ -31,25 +31,40 @@ from .results import Condition
 Text = dict[str, Any]
 
 
+Count = Annotated[int, Field(ge=0, le=2**53)]
+Some = Annotated[int, Field(ge=1, le=2**53)]
+Errors = dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]]
+"""What another model's are divided by."""
+
+
 class Recipe(TypedDict, total=False):
-    spec: str
+    """What `load_model` was called with, and is called with again by `verify`: nothing else may be in it."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]  # pydantic's way to say so
+
+    spec: Required[str]
     weights: str | None
-    defense: str | None
     num_classes: int | None
+    mean: list[float] | None
+    std: list[float] | None
+    resize: int | None
+    size: int | None
     interpolation: str | None
+    defense: str | None
 
 
 class Model(TypedDict, total=False):
     name: Required[str]
-    digest: str
-    recipe: Recipe | None
+    digest: Required[str]
+    recipe: Required[Recipe | None]
 
 
 class Data(TypedDict, total=False):
     name: Required[str]
-    digest: str
-    n: Annotated[int, Field(ge=1)]
+    digest: Required[str]
+    n: Required[Some]
     spec: str | None
+    readout: bool
     source: str
     classes: int | None
     task: str | None
@@ -60,10 +75,94 @@ class Data(TypedDict, total=False):
 
 class SessionRecord(TypedDict, total=False):
     shuffle_seed: int
-    votes: int
-    outputs: Annotated[int, Field(ge=1)]
+    votes: Count
+    outputs: Some
     complete: bool
     unreadable: dict[str, int]
+
+
+class Coarse(TypedDict):
+    values: Count
+    n: Some
+
+
+class Asked(TypedDict):
+    asked: Some
+    lost: Count
+
+
+class Operations(TypedDict):
+    steps: dict[str, Count]
+    whole: dict[str, Count]
+    declared: list[str]
+
+
+class Outputs(TypedDict):
+    softmaxed: bool
+    saturated: Count
+    n: Some
+
+
+class Seen(TypedDict):
+    ids: list[str]
+    n: Some
+    training: Count
+    unread: Count
+
+
+class Layers(TypedDict):
+    layers: list[str]
+
+
+class Stated(TypedDict):
+    accuracy: Annotated[float, Field(ge=0, le=1)]
+    data: str
+    same: bool
+
+
+# what the checks saw, by their names; those of others may have seen anything
+Observed = TypedDict(
+    "Observed",
+    {
+        "coarse-scores": Coarse,
+        "eight-bit": dict[str, Asked],
+        "operations": Operations,
+        "outputs": Outputs,
+        "random-answers": dict[str, bool],
+        "seen-in-training": Seen,
+        "stand-ins": Layers,
+        "stated-accuracy": Stated,
+    },
+    total=False,
+)
+
+
+class Compared(TypedDict):
+    name: str
+    clean: Annotated[float, Field(ge=0, le=1)]
+    errors: Errors
+
+
+class Corruptions(TypedDict, total=False):
+    published: str | None
+    storage_jpeg: int | None
+    frost: str | None
+    scaled_from: int | None
+    size: list[int]
+    baseline: Compared | None
+
+
+class Rates(TypedDict):
+    flip_probability: Errors
+    t5d: Errors
+
+
+def _possible(condition: Condition) -> Condition:
+    if not 0 <= (condition.severity or 0) <= 2**31 or not 0 <= (condition.eps or 0) <= 2**31:
+        raise ValueError(f"severity {condition.severity}, eps {condition.eps}")
+    if condition.kind in ("attack", "doubt", "worst") and None in (condition.attack, condition.norm, condition.eps):
+        raise ValueError("an attack without its spec, norm or eps")
+    return condition
 
 
 class Record(TypedDict, total=False):
@@ -75,12 +174,12 @@ class Record(TypedDict, total=False):
     data: Required[Data]
     stated_accuracy: float | None
     radii: dict[str, float] | None
-    corruptions: Text | None
-    sequence_rates: dict[str, dict[str, float]] | None
-    conditions: Required[list[Condition]]
+    corruptions: Corruptions | None
+    sequence_rates: Rates | None
+    conditions: Required[list[Annotated[Condition, AfterValidator(_possible)]]]
     goal: str
     target: int | str | None
-    seed: int
+    seed: Required[int]
     query_budget: int | None
     surrogates: list[str]
     device: str
@@ -88,7 +187,7 @@ class Record(TypedDict, total=False):
     notes: Required[list[str]]
     created: Required[str]
     sessions: Required[Annotated[list[SessionRecord], Field(min_length=1)]]
-    observed: dict[str, dict[str, Any]] | None
+    observed: Observed | None
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -128,11 +227,15 @@ def check_record(config: Any, folder: Path) -> None:
         RunMismatch: it is not what a run records.
     """
     try:
-        _form(Record).validate_python(config)
+        text = json.dumps(config, ensure_ascii=False).encode(errors="replace")  # strict of JSON takes an object for a condition
+        _form(Record).validate_json(text, strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise damaged(f"{folder}/run.json", f"{place}: {first['msg']}") from None
+    unknown = {key for condition in config["conditions"] for key in condition} - {field.name for field in fields(Condition)}
+    if unknown:
+        raise damaged(f"{folder}/run.json", f"conditions: nobody knows {min(unknown)[:40]!r}")
 
 
 def damaged(what: str, why: str) -> RunMismatch:

@@ -6,8 +6,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from torch import nn
 
 from .allowing import named_in
@@ -27,6 +29,9 @@ FRAMED = {
 """What training images usually go through, in the words of `overlap`."""
 
 
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
 @dataclass(frozen=True)
 class Made:
     """What a network is, but for its weights; the metadata of a checkpoint.
@@ -43,16 +48,18 @@ class Made:
         data: spec of the data that it was trained on.
     """
 
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+
     architecture: str
     defense: str
     augment: str
-    classes: int
-    channels: int
-    size: int
-    resize: int | None
+    classes: Annotated[int, Field(ge=1, le=10**6)]
+    channels: Annotated[int, Field(ge=1, le=1000)]
+    size: Annotated[int, Field(ge=1, le=2**16)]
+    resize: Annotated[int, Field(ge=1, le=2**16)] | None
     interpolation: Interpolation
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: Annotated[tuple[Finite, ...], Field(min_length=1)]
+    std: Annotated[tuple[Annotated[Finite, Field(gt=0)], ...], Field(min_length=1)]
     data: str
 
     @property
@@ -101,10 +108,11 @@ class Made:
         if "robust_train" not in metadata:
             raise ModelError(f"{file} does not say which network its weights are for: if you know, write --model resnet50 --weights {file}")
         try:
-            found = json.loads(metadata["robust_train"])
-            return cls(**found | {name: tuple(found[name]) for name in ("mean", "std")})
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
-            raise ModelError(f"{file} was written by another version of robust-train ({error}): train it again") from error
+            return TypeAdapter(cls).validate_json(metadata["robust_train"])
+        except ValidationError as error:
+            first = error.errors()[0]
+            why = ": ".join((".".join(map(str, first["loc"])), first["msg"]))
+            raise ModelError(f"{file} was damaged, or written by another version of robust-train ({why}): train it again") from error
 
 
 def network(architecture: str, classes: int, channels: int) -> nn.Module:
@@ -142,7 +150,7 @@ def load_trained(file: str | Path) -> Classifier:
     try:
         with torch.random.fork_rng(devices=[]), named_in(path):
             classifier = made.untrained()
-    except RobustEvalError as error:
+    except (RobustEvalError, RuntimeError, ValueError) as error:  # the last two: of a layer that cannot have such a shape
         raise ModelError(f"{path} cannot be built here: {error}") from error
     load_into(classifier.model, read_state_dict(path), path, made.architecture, made.classes)
     classifier.name = path.stem

@@ -167,3 +167,21 @@ def test_models_and_data_that_do_not_fit(mine: tuple[nn.Module, Tensor, Tensor],
     ):
         with pytest.raises(rb.RobustEvalError, match=words):
             rb.evaluate(other, ["fgsm"], data, eps=0.02)
+
+
+def test_a_model_whose_own_code_fails(mine: tuple[nn.Module, Tensor, Tensor]) -> None:
+    class Failing(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise self.error
+
+    _, images, labels = mine
+    for error, seen, words in (
+        (ZeroDivisionError("by zero"), rb.errors.ModelError, "images: by zero$"),
+        (KeyError(), rb.errors.ModelError, "images: KeyError$"),
+        (MemoryError("full"), MemoryError, "full"),
+        (rb.errors.InvalidEvaluation("of its own"), rb.errors.InvalidEvaluation, "^of its own$"),
+    ):
+        failing = Failing().eval()
+        failing.error = error
+        with pytest.raises(seen, match=words):
+            rb.evaluate(failing, ["fgsm"], (images, labels), eps=0.02)

@@ -12,14 +12,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from robustbench_lite.defenses.states import kept_state
+from safetensors.torch import save_file
 
 import robustbench_lite as rb
 from robustbench_lite.baselines import read_baseline
 from robustbench_lite.cards import Card
+from robustbench_lite.checkpoints import read_state_dict
 from robustbench_lite.corrupting import members
 from robustbench_lite.data import load_data
-from robustbench_lite.errors import BadSpec, DataError, ModelError, RobustEvalError, RunMismatch
+from robustbench_lite.errors import BadSpec, DataError, ModelError, RobustEvalError, RunMismatch, UsageError
 from robustbench_lite.gate import baseline
 from robustbench_lite.gate.settings import read_settings
 from robustbench_lite.imagefolder import class_indices
@@ -28,6 +32,7 @@ from robustbench_lite.scenario_files import read_scenario
 from robustbench_lite.sequences import read_rates
 from robustbench_lite.store import Store, read_run
 from robustbench_lite.stored import read_config
+from robustbench_lite.trained import Made, load_trained
 
 DEEP, LONG = "[" * 5000, "9" * 5000
 CARD = next((Path(__file__).parents[1] / "defenses" / "zoo").glob("*.json"))
@@ -164,7 +169,14 @@ def test_a_database_that_was_changed(run: Path, spoil: str) -> None:
     ("key", "value"),
     [("model", {}), ("model", {"name": "m", "recipe": {"defense": {}}}), ("model", []),
      ("conditions", [{"name": "clean"}]), ("conditions", {}), ("sessions", []), ("notes", "none"),
-     ("notes", [3]), ("data", {"name": "x", "n": "many"}), ("identity", 3), ("observed", [1]), ("sequence_rates", True)],
+     ("notes", [3]), ("data", {"name": "x", "n": "many"}), ("identity", 3), ("observed", [1]), ("sequence_rates", True),
+     ("sequence_rates", {}), ("corruptions", {"baseline": {}}), ("seed", "3"), ("observed", {"outputs": {}}),
+     ("observed", {"outputs": {"softmaxed": True, "saturated": "all", "n": 6}}),
+     ("observed", {"seen-in-training": {"ids": ["a"], "n": 0, "training": 1, "unread": 0}}),
+     ("conditions", [{"name": "fog", "kind": "corruption", "severity": 2**80}]),
+     ("conditions", [{"name": "a", "kind": "attack", "attack": "pgd", "norm": "linf", "eps": float("nan")}]),
+     ("conditions", [{"name": "a", "kind": "attack", "attack": "pgd", "eps": 0.1}]),
+     ("conditions", [{"name": "clean", "kind": "clean", "strange": 1}])],
 )  # fmt: skip
 def test_a_record_that_was_changed(run: Path, key: str, value: Any) -> None:
     kept = (run / "run.json").read_text()
@@ -177,3 +189,62 @@ def test_a_record_that_was_changed(run: Path, key: str, value: Any) -> None:
     finally:
         (run / "run.json").write_text(kept)
     assert read_config(run)["created"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"allow_pickle": True}, {"strange": 1}, {"num_classes": "10"}, {"size": ""}, {"mean": True}, {"weights": 3}, {"spec": None}],
+)
+def test_a_recipe_that_was_changed(run: Path, change: dict[str, Any]) -> None:
+    kept = (run / "run.json").read_text()
+    record = json.loads(kept)
+    record["model"]["recipe"] |= change
+    (run / "run.json").write_text(json.dumps(record))
+    try:
+        with pytest.raises(RunMismatch, match=rf"run\.json is damaged or was changed \(model\.recipe\.{next(iter(change))}"):
+            rb.verify(run)
+    finally:
+        (run / "run.json").write_text(kept)
+
+
+def test_a_model_whose_name_is_too_long_for_a_file() -> None:
+    with pytest.raises(ModelError, match="cannot be read: File name too long"):
+        rb.load_model("x" * 2000)
+
+
+# ---------------------------------------------------------------------- models
+
+
+def test_a_checkpoint_with_a_flipped_bit(tmp_path: Path) -> None:
+    """torch loads it without a word."""
+    weights = torch.arange(1000.0)
+    torch.save({"a": weights}, tmp_path / "net.pt")
+    whole = bytearray((tmp_path / "net.pt").read_bytes())
+    whole[whole.index(weights.numpy().tobytes()) + 402] ^= 64
+    (tmp_path / "net.pt").write_bytes(whole)
+    assert not torch.equal(torch.load(tmp_path / "net.pt", weights_only=True)["a"], weights)
+    for read in (read_state_dict, lambda file: kept_state(file, {})):
+        with pytest.raises(UsageError, match=r"net\.pt is damaged"):
+            read(tmp_path / "net.pt")
+
+
+@pytest.mark.parametrize(
+    "change", [{"classes": None}, {"channels": "1"}, {"architecture": 3}, {"mean": ["x"]}, {"std": [0]}, {"size": 2**80}, {"strange": 1}]
+)
+def test_a_checkpoint_that_says_nonsense_of_its_network(tmp_path: Path, change: dict[str, Any]) -> None:
+    made = Made("digits_cnn", "none", "none", 10, 1, 8, None, "bilinear", (0.5,), (0.5,), "digits")
+    said = json.loads(made.written()["robust_train"]) | change
+    save_file({"weight": torch.zeros(1)}, tmp_path / "net.safetensors", {"robust_train": json.dumps(said)})
+    with pytest.raises(ModelError, match=rf"was damaged, or written by another version of robust-train \({next(iter(change))}"):
+        load_trained(tmp_path / "net.safetensors")
+
+
+def test_archives_with_pickles_that_end_early_and_words_that_are_no_text(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "net.pt2", "w") as archive:
+        archive.writestr("net/data/weights/x.pt", b"\x80\x02.")
+    with zipfile.ZipFile(tmp_path / "net.ts", "w") as archive:
+        for name in ("constants.pkl", "code/x.py", "version"):
+            archive.writestr(f"net/{name}", b"\x80\xff")
+    for name in ("net.pt2", "net.ts"):
+        with pytest.raises(ModelError, match=rf"{name} is damaged"):
+            rb.load_model(str(tmp_path / name))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from robustbench_lite import scenario_running
 from robustbench_lite.backbones import logistic, with_head
 from robustbench_lite.classifier import Classifier, Preprocess
+from robustbench_lite.conditions import jobs
 from robustbench_lite.data import from_arrays
 from robustbench_lite.errors import ModelError, UsageError
 from robustbench_lite.labelled import LabelledImages
@@ -325,3 +326,10 @@ def test_a_backbone_must_end_in_a_linear_layer() -> None:
     backbone = Classifier(twice.eval(), name="odd", preprocess=Preprocess(size=None, resize=None, channels=1))
     with pytest.raises(ModelError, match="odd does something to what its last linear layer says"):
         with_head(backbone, spots(), 2, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("name", "target"), [("finlayson-cxr", None), ("missed-tumour", "missed-disease:positive=1")])
+def test_a_scenario_as_an_attack_seeks_any_witness_of_what_its_attacker_wants(name: str, target: str | None) -> None:
+    """Its `goal` is a target, and not what an attack calls so."""
+    planned = jobs([name], norm=None, eps=None, default_eps={}, data="x", disease=[1])
+    assert [(job.condition.goal, job.condition.target) for job in planned] == [("first", target)]

@@ -55,7 +55,7 @@ def fuzz(strategy: st.SearchStrategy[Any], check: Callable[[Any], object], examp
     while True:
         test = settings(**kept)(given(strategy)(example))
         (seed(random.SystemRandom().getrandbits(64))(test) if SECONDS else test)()
-        if time.monotonic() >= end:
+        if time.monotonic() >= end or examples == 1:
             break
     print(f"{tried} examples")
 
