@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from robustbench_lite.checkpoints import load_into, read_state_dict
 from robustbench_lite.classifier import Classifier
 from robustbench_lite.defending import About, Batch, Defenses, Replay, Step
-from robustbench_lite.errors import InvalidEvaluation, ModelError
+from robustbench_lite.errors import InvalidEvaluation, ModelError, RobustEvalError
 from robustbench_lite.labelled import LabelledImages
 from robustbench_lite.streams import Streams, generator
 from robustbench_lite.trained import Made
@@ -283,7 +283,7 @@ class Training:
             return False
         try:
             self._take(state)
-        except torch.OutOfMemoryError:
+        except (torch.OutOfMemoryError, MemoryError, RobustEvalError):
             raise
         except Exception as error:  # whatever the parts' own loading raises of what is not theirs
             raise damaged(self.state_file) from error

@@ -76,7 +76,7 @@ def prepare(model: nn.Module, probe: Images, *, cut: bool = True) -> Preparation
         fast = replace(given, model=folded.to(memory_format=layout), prepared=True)
         try:
             gap = (fast.logits(probe) - exact).abs().amax()
-        except RuntimeError:  # a model that calls `view` cannot have channels last
+        except (RuntimeError, MemoryError):  # a model that calls `view` cannot have channels last; there may be no room for two
             continue
         if gap <= 1e-3 * exact.abs().amax().clamp(min=1e-6):
             return Preparation(fast, len(pairs), layout is torch.channels_last)

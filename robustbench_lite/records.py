@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -16,7 +16,7 @@ from .proofs import PROOF_FIELDS, ProofVerdict
 from .quarantine import in_words, quarantine
 from .results import VERDICT_FIELDS, Condition, Result, Verdict, Witness
 from .sequences import SequenceVerdict
-from .stored import check_row, damaged, from_json, rows_of
+from .stored import check_columns, check_row, damaged, from_json, rows_of
 from .unconfirmed import remarks
 from .worst import worst_case
 
@@ -25,21 +25,30 @@ TRANSFER_FIELDS = tuple(f.name for f in fields(TransferVerdict))
 SEQUENCE_FIELDS = tuple(f.name for f in fields(SequenceVerdict))
 
 
+def read_verdicts(database: sqlite3.Connection) -> dict[str, list[Verdict]]:
+    """By condition, in the data set's order."""
+    columns = ", ".join(f'v."{name}"' for name in VERDICT_FIELDS)
+    sql = f"SELECT {columns} FROM verdicts v LEFT JOIN samples s USING (sample_id) ORDER BY s.position"
+    by_condition: dict[str, list[Verdict]] = {}
+    for verdict in _verdicts(database.execute(sql)):
+        by_condition.setdefault(verdict.condition, []).append(verdict)
+    return by_condition
+
+
 def read_result(
-    database: sqlite3.Connection, config: Mapping[str, Any], folder: Path | None, kept: Mapping[tuple[str, str], Witness]
+    database: sqlite3.Connection,
+    config: Mapping[str, Any],
+    folder: Path | None,
+    kept: Mapping[tuple[str, str], Witness],
+    by_condition: Mapping[str, Sequence[Verdict]],
 ) -> Result:
     """What a run's database holds so far, with the worst case per norm and eps.
 
     Args:
         config: what `run.json` holds.
         folder: of the run, where its witnesses are; None where `kept` has them.
+        by_condition: the verdicts.
     """
-    columns = ", ".join(f'v."{name}"' for name in VERDICT_FIELDS)
-    sql = f"SELECT {columns} FROM verdicts v LEFT JOIN samples s USING (sample_id) ORDER BY s.position"
-    by_condition: dict[str, list[Verdict]] = {}
-    for row in database.execute(sql):
-        verdict = _verdict(row)
-        by_condition.setdefault(verdict.condition, []).append(verdict)
     planned = [Condition(**c) for c in config["conditions"]]
     conditions = [c for c in planned if c.name in by_condition]
     verdicts = [v for c in conditions for v in by_condition[c.name]]
@@ -136,13 +145,18 @@ def _shared(name: str, text: str) -> Any:
     return from_json(name, text)
 
 
-def _verdict(row: Sequence[Any]) -> Verdict:
-    check_row(Verdict, row)
+def _verdicts(rows: sqlite3.Cursor) -> Iterator[Verdict]:
+    """Column by column, which takes a third of the time of row by row."""
+    while some := rows.fetchmany(4096):
+        columns = list(zip(*some, strict=True))
+        check_columns(Verdict, columns)
+        yield from map(Verdict, *map(_column, VERDICT_FIELDS, columns))
+
+
+def _column(name: str, values: Sequence[Any]) -> Sequence[Any]:
+    if name in JSON_FIELDS:
+        return [_read(name, value) for value in values]
+    if name == "broken":
+        return [None if value is None else bool(value) for value in values]
     # the same few names and ids come with every row, and are to be in memory once
-    values: dict[str, Any] = {
-        name: intern(value) if isinstance(value, str) else value for name, value in zip(VERDICT_FIELDS, row, strict=True)
-    }
-    values |= {name: _read(name, values[name]) for name in JSON_FIELDS}
-    if values["broken"] is not None:
-        values["broken"] = bool(values["broken"])
-    return Verdict(**values)
+    return [intern(value) if isinstance(value, str) else value for value in values] if str in set(map(type, values)) else values

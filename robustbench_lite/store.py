@@ -16,6 +16,7 @@ from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any, Self
 
+import safetensors
 import safetensors.torch
 import torch
 
@@ -27,10 +28,10 @@ from .matrix import TransferVerdict
 from .plan import Finding
 from .proofs import PROOF_FIELDS, ProofVerdict
 from .quarantine import ASKED
-from .records import JSON_FIELDS, SEQUENCE_FIELDS, TRANSFER_FIELDS, proof_verdict, read_result
+from .records import JSON_FIELDS, SEQUENCE_FIELDS, TRANSFER_FIELDS, proof_verdict, read_result, read_verdicts
 from .results import VERDICT_FIELDS, Condition, Result, Verdict, Witness
 from .sequences import SequenceVerdict
-from .stored import read_config, rows_of
+from .stored import damaged, read_config, rows_of
 
 DAMAGE = ("malformed", "not a database", "no such table", "could not decode", "UTF-8", "file is encrypted", "unsupported file format")
 CONDITION, SAMPLE, BROKEN = (VERDICT_FIELDS.index(name) for name in ("condition", "sample_id", "broken"))
@@ -70,6 +71,7 @@ class Store:
         self._kept: dict[tuple[str, str], Witness] = {}
         self._lock: sqlite3.Connection | None = None
         self._committed = time.monotonic()
+        self._read: tuple[int, Mapping[str, Sequence[Verdict]]] | None = None  # verdicts, after so many changes
         self.ticked: Callable[[], object] = lambda: None  # told of every commit that was asked for
         if folder is None:
             self._database = sqlite3.connect(":memory:")
@@ -246,7 +248,10 @@ class Store:
     def learnt(self, key: str) -> dict[str, Any] | None:
         """What an attack has learnt, None where it has not."""
         row = self._database.execute("SELECT tensors FROM learnt WHERE key = ?", (key,)).fetchone()
-        return None if row is None else safetensors.torch.load(row[0])
+        try:
+            return None if row is None else safetensors.torch.load(row[0])
+        except (safetensors.SafetensorError, ValueError, TypeError, KeyError):
+            raise damaged("results.sqlite", f"what {key[:40]!r} has learnt") from None
 
     def survived(self, condition: str, course: Course) -> None:
         """Keep how an image stands between two attacks of a cascade, without its image: only a witness's is ever needed."""
@@ -261,9 +266,12 @@ class Store:
         for sample_id, text, logits in self._database.execute(
             "SELECT sample_id, course, logits FROM survivors WHERE condition = ?", (condition,)
         ):
-            course = json.loads(text)
-            answer = torch.frombuffer(bytearray(logits), dtype=torch.float32)
-            found[sample_id] = Course(**course | {"finding": Finding(**course["finding"], image=torch.empty(0), logits=answer)})
+            try:
+                course = json.loads(text)
+                answer = torch.frombuffer(bytearray(logits), dtype=torch.float32)
+                found[sample_id] = Course(**course | {"finding": Finding(**course["finding"], image=torch.empty(0), logits=answer)})
+            except (ValueError, TypeError, KeyError, RecursionError):
+                raise damaged("results.sqlite", f"how {str(sample_id)[:40]!r} stood under {condition}") from None
         return found
 
     def keep(self, condition: str, sample_id: str, witness: Witness) -> str:
@@ -294,7 +302,11 @@ class Store:
 
     def result(self) -> Result:
         """What is known so far, with the worst case per norm and eps."""
-        return read_result(self._database, self.config, self.folder, self._kept)
+        changes = self._database.total_changes
+        if self._read is None or self._read[0] != changes:
+            self._read = None  # before the new ones are there: memory is to hold one of the two
+            self._read = changes, read_verdicts(self._database)
+        return read_result(self._database, self.config, self.folder, self._kept, self._read[1])
 
     def close(self) -> None:
         self._database.commit()
@@ -349,7 +361,7 @@ def read_run(folder: str | Path) -> Result:
         database = _read_only(folder)
         try:
             _check_columns(database, folder)
-            return read_result(database, config, folder, {})
+            return read_result(database, config, folder, {}, read_verdicts(database))
         finally:
             database.close()
 

@@ -78,6 +78,7 @@ class SessionRecord(TypedDict, total=False):
     votes: Count
     outputs: Some
     complete: bool
+    prepared: Text | None
     unreadable: dict[str, int]
 
 
@@ -178,6 +179,7 @@ class Record(TypedDict, total=False):
     sequence_rates: Rates | None
     conditions: Required[list[Annotated[Condition, AfterValidator(_possible)]]]
     goal: str
+    precision: str
     target: int | str | None
     seed: Required[int]
     query_budget: int | None
@@ -279,9 +281,18 @@ def check_row(record: type, row: Sequence[Any]) -> None:
     Raises:
         RunMismatch: a value of a row has a type that the field of the record has not.
     """
-    for value, (name, kinds) in zip(row, _columns(record), strict=True):
-        if type(value) not in kinds:
-            raise damaged("results.sqlite", f"{name} is {str(value)[:40]!r}")
+    check_columns(record, [(value,) for value in row])
+
+
+def check_columns(record: type, columns: Sequence[Sequence[Any]]) -> None:
+    """
+    Raises:
+        RunMismatch: a value of a column has a type that the field of the record has not.
+    """
+    for values, (name, kinds) in zip(columns, _columns(record), strict=True):
+        if set(map(type, values)) - kinds:
+            wrong = next(value for value in values if type(value) not in kinds)
+            raise damaged("results.sqlite", f"{name} is {str(wrong)[:40]!r}")
 
 
 def rows_of(database: sqlite3.Connection, table: str, **columns: type) -> Iterator[tuple[Any, ...]]:

@@ -178,7 +178,7 @@ def test_a_model_whose_own_code_fails(mine: tuple[nn.Module, Tensor, Tensor]) ->
     for error, seen, words in (
         (ZeroDivisionError("by zero"), rb.errors.ModelError, "images: by zero$"),
         (KeyError(), rb.errors.ModelError, "images: KeyError$"),
-        (MemoryError("full"), MemoryError, "full"),
+        (MemoryError("full"), rb.errors.InvalidEvaluation, "^out of memory with a single image: full$"),
         (rb.errors.InvalidEvaluation("of its own"), rb.errors.InvalidEvaluation, "^of its own$"),
     ):
         failing = Failing().eval()

@@ -166,6 +166,23 @@ def test_a_database_that_was_changed(run: Path, spoil: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("spoil", "read"),
+    [
+        ("INSERT INTO survivors VALUES ('pgd', 'a', '{}', x'00000000')", lambda store: store.survivors("pgd")),
+        ("INSERT INTO survivors VALUES ('pgd', 'a', '[[', x'00000000')", lambda store: store.survivors("pgd")),
+        ("INSERT INTO survivors VALUES ('pgd', 'a', 3, NULL)", lambda store: store.survivors("pgd")),
+        ("INSERT INTO learnt VALUES ('key', x'ffff')", lambda store: store.learnt("key")),
+        ("INSERT INTO learnt VALUES ('key', NULL)", lambda store: store.learnt("key")),
+    ],
+)
+def test_what_a_run_that_goes_on_begins_with_was_changed(spoil: str, read: Callable[[Store], object]) -> None:
+    with Store(None, {"conditions": []}) as store:
+        store._database.execute(spoil)
+        with pytest.raises(RunMismatch, match=r"results\.sqlite is damaged or was changed"):
+            read(store)
+
+
+@pytest.mark.parametrize(
     ("key", "value"),
     [("model", {}), ("model", {"name": "m", "recipe": {"defense": {}}}), ("model", []),
      ("conditions", [{"name": "clean"}]), ("conditions", {}), ("sessions", []), ("notes", "none"),

@@ -379,6 +379,19 @@ def test_copies_of_ten_test_images_are_found_among_training_images(digits: Label
     assert result.trust["clean"].level == "doubtful"
 
 
+def test_a_model_that_answers_nothing_has_no_images_to_compare(digits: LabelledImages) -> None:
+    class Mute(nn.Module):
+        asked = 0
+
+        def forward(self, x: Tensor) -> Tensor:  # its first answer is one, else it would be refused
+            self.asked += 1
+            return torch.full((len(x), 10), 0.0 if self.asked == 1 else torch.nan)
+
+    result = rb.evaluate(Mute().eval(), "square:queries=2", digits, eps=1.0, norm="linf", training_data=digits, doubt=True)
+    assert result.table["undecided"].tolist() == [60] * len(result.table)
+    assert "seen-in-training" not in (result.config["observed"] or {})
+
+
 def test_strangers_are_not_taken_for_copies_however_alike_and_images_of_one_grey_are_like_nothing() -> None:
     tested, learnt = (rb.load_data(f"digits:split={split}") for split in ("test", "train"))
     (own,) = seen_in_training.cells(torch.stack([image for image, _ in tested]))

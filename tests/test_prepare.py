@@ -229,6 +229,24 @@ def test_a_folded_model_that_disagrees_is_not_used(monkeypatch: pytest.MonkeyPat
     assert done.passes.model is model
 
 
+@pytest.mark.parametrize("error", [RuntimeError, MemoryError])
+def test_a_model_without_room_for_a_folded_one_is_run_as_given(error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    from robustbench_lite.passes import Passes
+
+    asked = Passes.logits
+
+    def full(self: Passes, x: Tensor) -> Tensor:
+        if self.prepared:
+            raise error("DefaultCPUAllocator: can't allocate memory")
+        return asked(self, x)
+
+    monkeypatch.setattr(Passes, "logits", full)
+    model = used(Block())
+    done = prepare(model, probe())
+    assert done.reason == "the folded model does not run"
+    assert done.passes.model is model
+
+
 def test_micro_batches_say_what_whole_batches_say(counting: Callable[[nn.Module], Any]) -> None:
     model = counting(used(Block()))
     x = probe(count=10)

@@ -35,8 +35,9 @@ def config(**identity: Any) -> dict[str, Any]:
         "created": "now",
         "sessions": [{"started": "now"}],
         "notes": [],
-        "model": {"name": "m"},
-        "data": {"name": "d"},
+        "model": {"name": "m", "digest": "0", "recipe": None},
+        "data": {"name": "d", "digest": "0", "n": 3},
+        "seed": 0,
     }
 
 

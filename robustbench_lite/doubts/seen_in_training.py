@@ -48,9 +48,9 @@ class SeenInTraining:
 
     def observe(self, look: Look) -> Mapping[str, Any]:
         training = [look.training] if look.training is not None else list(_own(look.model))
-        if not training:
-            return {}
         ids = [v.sample_id for v in look.result.of("clean") if v.broken is not None]
+        if not training or not ids:
+            return {}
         each = [near_duplicates(look, ids, images) for images in training]
         found = {key for like, _ in each for key in like}
         return {
