@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from sys import intern
@@ -25,14 +25,24 @@ TRANSFER_FIELDS = tuple(f.name for f in fields(TransferVerdict))
 SEQUENCE_FIELDS = tuple(f.name for f in fields(SequenceVerdict))
 
 
-def read_verdicts(database: sqlite3.Connection) -> dict[str, list[Verdict]]:
-    """By condition, in the data set's order."""
+@dataclass(frozen=True)
+class Verdicts:
+    """What a database says of the images, `by_condition` and in the data set's order, and what follows of the worst case."""
+
+    by_condition: Mapping[str, Sequence[Verdict]]
+    worst_conditions: Sequence[Condition]
+    worst: Sequence[Verdict]
+
+
+def read_verdicts(database: sqlite3.Connection, config: Mapping[str, Any]) -> Verdicts:
+    """Of the conditions of `run.json`."""
     columns = ", ".join(f'v."{name}"' for name in VERDICT_FIELDS)
     sql = f"SELECT {columns} FROM verdicts v LEFT JOIN samples s USING (sample_id) ORDER BY s.position"
     by_condition: dict[str, list[Verdict]] = {}
     for verdict in _verdicts(database.execute(sql)):
         by_condition.setdefault(verdict.condition, []).append(verdict)
-    return by_condition
+    planned = [Condition(**c) for c in config["conditions"]]
+    return Verdicts(by_condition, *worst_case(planned, [v for c in planned for v in by_condition.get(c.name, ())]))
 
 
 def read_result(
@@ -40,19 +50,19 @@ def read_result(
     config: Mapping[str, Any],
     folder: Path | None,
     kept: Mapping[tuple[str, str], Witness],
-    by_condition: Mapping[str, Sequence[Verdict]],
+    known: Verdicts,
 ) -> Result:
     """What a run's database holds so far, with the worst case per norm and eps.
 
     Args:
         config: what `run.json` holds.
         folder: of the run, where its witnesses are; None where `kept` has them.
-        by_condition: the verdicts.
+        known: its verdicts, of the conditions that are in `config`.
     """
+    by_condition, worst_conditions = known.by_condition, known.worst_conditions
     planned = [Condition(**c) for c in config["conditions"]]
     conditions = [c for c in planned if c.name in by_condition]
     verdicts = [v for c in conditions for v in by_condition[c.name]]
-    worst_conditions, worst_verdicts = worst_case(planned, verdicts)
     if not any(session.get("complete") for session in config["sessions"]):
         frames = dict(database.execute("SELECT condition, count(*) FROM sequenced GROUP BY condition"))
         counts = ", ".join(f"{c.name} {len(by_condition.get(c.name, ())) or frames.get(c.name, 0)}" for c in planned)
@@ -88,7 +98,7 @@ def read_result(
     result = Result(
         config,
         [*conditions, *worst_conditions],
-        [*verdicts, *worst_verdicts],
+        [*verdicts, *known.worst],
         seconds,
         witness,
         folder,

@@ -28,7 +28,7 @@ from .matrix import TransferVerdict
 from .plan import Finding
 from .proofs import PROOF_FIELDS, ProofVerdict
 from .quarantine import ASKED
-from .records import JSON_FIELDS, SEQUENCE_FIELDS, TRANSFER_FIELDS, proof_verdict, read_result, read_verdicts
+from .records import JSON_FIELDS, SEQUENCE_FIELDS, TRANSFER_FIELDS, Verdicts, proof_verdict, read_result, read_verdicts
 from .results import VERDICT_FIELDS, Condition, Result, Verdict, Witness
 from .sequences import SequenceVerdict
 from .stored import damaged, read_config, rows_of
@@ -71,7 +71,7 @@ class Store:
         self._kept: dict[tuple[str, str], Witness] = {}
         self._lock: sqlite3.Connection | None = None
         self._committed = time.monotonic()
-        self._read: tuple[int, Mapping[str, Sequence[Verdict]]] | None = None  # verdicts, after so many changes
+        self._read: tuple[tuple[int, int], Verdicts] | None = None  # after so many changes and with so many conditions
         self.ticked: Callable[[], object] = lambda: None  # told of every commit that was asked for
         if folder is None:
             self._database = sqlite3.connect(":memory:")
@@ -190,8 +190,13 @@ class Store:
 
     def of(self, table: str, ids: Sequence[str] | None = None) -> list[tuple[Any, ...]]:
         """The rows of a table, or of these images in it."""
-        which = "" if ids is None else " WHERE sample_id IN (SELECT value FROM json_each(?))"
-        return self._database.execute(f"SELECT * FROM {table}{which}", () if ids is None else (json.dumps(ids),)).fetchall()
+        if ids is None:
+            return self._database.execute(f"SELECT * FROM {table}").fetchall()
+        # by the primary key, which begins with the condition: else every shard would read the whole table
+        planned = "" if table == "samples" else "condition IN (SELECT value FROM json_each(?2)) AND"
+        names = [condition["name"] for condition in self.config["conditions"]]
+        sql = f"SELECT * FROM {table} WHERE {planned} sample_id IN (SELECT value FROM json_each(?1))"
+        return self._database.execute(sql, [json.dumps(ids), json.dumps(names)][: 1 if table == "samples" else 2]).fetchall()
 
     def add_sample(self, position: int, sample_id: str, image_digest: str) -> None:
         self.put("samples", [(position, sample_id, image_digest)])
@@ -302,10 +307,10 @@ class Store:
 
     def result(self) -> Result:
         """What is known so far, with the worst case per norm and eps."""
-        changes = self._database.total_changes
-        if self._read is None or self._read[0] != changes:
+        state = self._database.total_changes, len(self.config["conditions"])
+        if self._read is None or self._read[0] != state:
             self._read = None  # before the new ones are there: memory is to hold one of the two
-            self._read = changes, read_verdicts(self._database)
+            self._read = state, read_verdicts(self._database, self.config)
         return read_result(self._database, self.config, self.folder, self._kept, self._read[1])
 
     def close(self) -> None:
@@ -361,7 +366,7 @@ def read_run(folder: str | Path) -> Result:
         database = _read_only(folder)
         try:
             _check_columns(database, folder)
-            return read_result(database, config, folder, {}, read_verdicts(database))
+            return read_result(database, config, folder, {}, read_verdicts(database, config))
         finally:
             database.close()
 
