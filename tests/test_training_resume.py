@@ -240,6 +240,17 @@ def test_a_damaged_state_is_one_line(damage: bytes | None, tmp_path: Path) -> No
         training(state_file=state)
 
 
+@pytest.mark.parametrize("part", ["classifier", "optimizer", "epochs", "step"])
+def test_a_state_that_lacks_a_part_is_one_line(part: str, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    interrupted(state)
+    found = torch.load(state, weights_only=True)
+    del found["state"][part]
+    torch.save(found, state)
+    with pytest.raises(UsageError, match="state is damaged or no state of a training: delete it, or start over with --fresh"):
+        training(state_file=state)
+
+
 def test_fresh_starts_over_and_force_alone_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, state = tmp_path / "a.safetensors", tmp_path / "a.training.state"
     usual = ["--model", "forgetful", "--batch-size", "450", "--device", "cpu", "--out", str(out)]
