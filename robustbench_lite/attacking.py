@@ -70,11 +70,11 @@ class Attacking:
     progress: Progress
     enough: Enough
 
-    def attack(self, job: Job, answers: Mapping[str, Answer], later: int = 0) -> None:
+    def attack(self, job: Job, answers: Mapping[str, Answer], later: Sequence[str] = ()) -> None:
         """Attack those of these images that the job's condition has no verdict for yet.
 
         Args:
-            later: images that will be attacked later, for the progress.
+            later: ids of images that have their turn later, for the progress.
         """
         name = job.condition.name
         if job.searched_as is not None:
@@ -82,7 +82,7 @@ class Attacking:
         done = self.store.decided(name) | self.store.left_out(name)
         subjects, broken = self._subjects(job, [answers[key] for key in self.samples.order if key in answers and key not in done])
         decided = len(self.store.decided(name))
-        total = decided + len(subjects) + later
+        total = decided + len(subjects) + len(set(later) - done)
         self.progress(name, decided, total, broken)
         started = time.monotonic()
         fate = dict(self.store.fates(name))

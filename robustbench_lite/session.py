@@ -337,16 +337,16 @@ class Session:
 
     # ------------------------------------------------------------------ under attack
 
-    def _turns(self, ids: Sequence[str], answers: dict[str, Answer]) -> Iterator[tuple[dict[str, Answer], int]]:
-        """The clean answers to so many of these images at a time that memory holds them, and how many images come later."""
+    def _turns(self, ids: Sequence[str], answers: dict[str, Answer]) -> Iterator[tuple[dict[str, Answer], Sequence[str]]]:
+        """The clean answers to so many of these images at a time that memory holds them, and the ids of those that come later."""
         for start in range(0, len(ids), TURN):
             part = ids[start : start + TURN]
             if len(ids) > TURN:
                 answers.clear()
             self._know(part, answers)
-            yield {key: answers[key] for key in part}, len(ids) - start - len(part)
+            yield {key: answers[key] for key in part}, ids[start + TURN :]
 
-    def _attack(self, job: Job, answers: dict[str, Answer], later: int) -> None:
+    def _attack(self, job: Job, answers: dict[str, Answer], later: Sequence[str]) -> None:
         """Attack the images; where the attack has to learn first and there are no images for it, half of them are for that."""
         if not learns(job):
             self.attacking.attack(job, answers, later)

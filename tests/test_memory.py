@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sqlite3
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -75,7 +77,7 @@ def test_images_in_turns_have_the_same_verdicts(
     most = 0
     attack = session.Attacking.attack
 
-    def seen(self: session.Attacking, job: object, answers: dict[str, object], later: int = 0) -> None:
+    def seen(self: session.Attacking, job: object, answers: dict[str, object], later: Sequence[str] = ()) -> None:
         nonlocal most
         most = max(most, len(answers))
         attack(self, job, answers, later)  # type: ignore[arg-type]
@@ -91,3 +93,16 @@ def test_images_in_turns_have_the_same_verdicts(
     assert all(told[-1][0] == told[-1][1] for told in progress.values())
     if isinstance(attacks, str):
         assert all(all_ == 30 for _, all_ in progress[f"{attacks}[linf,0.1]"])
+
+
+def test_a_run_in_turns_that_goes_on_knows_from_the_first_turn_how_many_images_there_are(
+    images: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(session, "TURN", 7)
+    whole, told = run(Small(), images, out=tmp_path / "run"), list[int]()
+    with sqlite3.connect(tmp_path / "run" / "results.sqlite") as database:
+        database.execute("DELETE FROM verdicts WHERE condition = 'clean'")
+        database.execute("DELETE FROM verdicts WHERE condition <> 'clean' AND sample_id NOT IN (SELECT sample_id FROM samples LIMIT 15)")
+    again = run(Small(), images, out=tmp_path / "run", progress=lambda name, _, total, __: told.append(total) if name != "clean" else None)
+    assert set(told) == {30}
+    assert again.verdict_digest == whole.verdict_digest
