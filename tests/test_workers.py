@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,6 +40,21 @@ EVERYTHING = {
 def test_two_workers_say_what_one_process_says() -> None:
     asked = {"attacks": ["pgd:steps=5", "square:queries=20"], "data": "digits", "limit": 24}
     same(rb.evaluate("digits_cnn", **asked), rb.evaluate("digits_cnn", **asked, workers=2))
+
+
+UNGUARDED = "import robustbench_lite as rb\nrb.evaluate('digits_cnn', 'fgsm', 'digits', limit=8, workers=1)\n"
+
+
+@pytest.mark.parametrize("on_stdin", [False, True])
+def test_a_script_that_workers_cannot_import_is_told_so_once(tmp_path: Path, on_stdin: bool) -> None:
+    (tmp_path / "script.py").write_text(UNGUARDED)
+    command = [sys.executable, "-" if on_stdin else "script.py"]
+    ran = subprocess.run(command, input=UNGUARDED, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    *before, last = ran.stderr.splitlines()
+    assert ran.returncode == 1
+    assert "UsageError: a worker could not begin" in last
+    assert 'under `if __name__ == "__main__":`' in last
+    assert sum(line.startswith("Traceback") for line in before) == 2, "the worker's, of one worker, and this one"
 
 
 @pytest.mark.slow

@@ -14,7 +14,13 @@ from multiprocessing import connection, get_context, parent_process, resource_tr
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 
-from .engine import Died, Event, Job, Said, Send, told
+from ..errors import UsageError
+from .engine import Died, Event, Failed, Job, Said, Send, told
+
+NOT_BEGUN = (
+    "a worker could not begin, and what Python said of it stands above; it begins by importing the script that asks for workers: "
+    'let that be a file, and ask under `if __name__ == "__main__":`'
+)
 
 
 @dataclass(eq=False)
@@ -25,6 +31,7 @@ class Worker:
     threads: int
     devices: int
     job: object | None = None
+    begun: bool = False
 
     def __post_init__(self) -> None:
         context = get_context("spawn")
@@ -80,9 +87,15 @@ class Processes:
             if handle is None:
                 continue  # killed by whoever took the event before this one
             try:
-                event: Event = worker.pipe.recv()
+                event: Event | None = worker.pipe.recv()
             except (EOFError, OSError):
-                event = Died(self._gone(worker))
+                reason = self._gone(worker)
+                # by an error of its own, which the next one would have as well
+                hopeless = not worker.begun and worker.process.exitcode == 1
+                event = Failed(UsageError.exit_code, NOT_BEGUN) if hopeless else Died(reason)
+            if event is None:
+                worker.begun = True
+                continue
             if not isinstance(event, Said):
                 worker.job = None
             yield handle, event
@@ -111,7 +124,7 @@ class Processes:
 
 
 def serve(pipe: Connection, threads: int, device: str | None) -> None:
-    """What a process does: jobs from the pipe, their events into it."""
+    """What a process does: jobs from the pipe, their events into it, and None before the first."""
     if device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = device
     begin(threads)
@@ -119,6 +132,7 @@ def serve(pipe: Connection, threads: int, device: str | None) -> None:
 
     tune_process()
     with suppress(EOFError, OSError):  # the parent has gone
+        pipe.send(None)
         while True:
             packed = pipe.recv_bytes()
             told(partial(_unpacked, packed), pipe.send)
