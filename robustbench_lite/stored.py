@@ -26,7 +26,7 @@ from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationE
 from typing_extensions import TypedDict
 
 from .errors import RunMismatch, UsageError
-from .results import Condition
+from .results import Condition, Norm
 
 Text = dict[str, Any]
 
@@ -163,6 +163,8 @@ def _possible(condition: Condition) -> Condition:
         raise ValueError(f"severity {condition.severity}, eps {condition.eps}")
     if condition.kind in ("attack", "doubt", "worst") and None in (condition.attack, condition.norm, condition.eps):
         raise ValueError("an attack without its spec, norm or eps")
+    if condition.norm not in (None, *get_args(Norm)):
+        raise ValueError(f"norm {str(condition.norm)[:40]!r}")
     return condition
 
 

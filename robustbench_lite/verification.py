@@ -79,7 +79,7 @@ def verify(
     clean = read_image_digests(Path(run))
     failures = []
     radii = result.config.get("radii") or {}
-    known = next((session for session in result.config["sessions"] if "votes" in session), {"votes": 0, "outputs": 2})
+    known = next((session for session in result.config["sessions"] if {"votes", "outputs"} <= session.keys()), {"votes": 0, "outputs": 2})
     judge = Judge(Passes(classifier), known["votes"], result.config["seed"])
     with frozen(classifier), torch.no_grad():
         for number, verdict in enumerate(kept, 1):

@@ -193,6 +193,8 @@ def test_what_a_run_that_goes_on_begins_with_was_changed(spoil: str, read: Calla
      ("conditions", [{"name": "fog", "kind": "corruption", "severity": 2**80}]),
      ("conditions", [{"name": "a", "kind": "attack", "attack": "pgd", "norm": "linf", "eps": float("nan")}]),
      ("conditions", [{"name": "a", "kind": "attack", "attack": "pgd", "eps": 0.1}]),
+     ("conditions", [{"name": "a", "kind": "attack", "attack": "pgd", "norm": "", "eps": 0.1}]),
+     ("sessions", [{"prepared": "folded"}]), ("precision", ["bf16"]),
      ("conditions", [{"name": "clean", "kind": "clean", "strange": 1}])],
 )  # fmt: skip
 def test_a_record_that_was_changed(run: Path, key: str, value: Any) -> None:
