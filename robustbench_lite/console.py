@@ -140,8 +140,8 @@ def formats_of(text: str) -> list[str]:
     return names
 
 
-def whole(option: str, text: str) -> int:
-    """The number that was given for an option.
+def whole(option: str, text: str, more: str = "") -> int:
+    """The number that was given for an option, which may take `more`.
 
     Raises:
         UsageError: it is none.
@@ -149,12 +149,12 @@ def whole(option: str, text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise UsageError(f"{option} takes a whole number, got {text!r}") from None
+        raise UsageError(f"{option} takes a whole number{more}, got {text!r}") from None
 
 
 def batch_size_of(text: str) -> int | Literal["auto", "tune"]:
     """What `--batch-size` was given: a number or one of these words."""
-    return "auto" if text == "auto" else "tune" if text == "tune" else whole("--batch-size", text)
+    return "auto" if text == "auto" else "tune" if text == "tune" else whole("--batch-size", text, ", auto or tune")
 
 
 def default_folder(asked: Sequence[object], label: str) -> Path:

@@ -50,7 +50,7 @@ DIGITS = ("--model", "digits_cnn", "--limit", "8", "--out", "run")
         (("--attack", "pgd", "--data", "imagefolder:/no/such/place"), "no folder /no/such/place"),
         (("--attack", "pgd", "--data", "npz:no.npz"), "no file no.npz"),
         (("--attack", "pgd", "--batch-size", "0"), "must be 1 or more, got 0"),
-        (("--attack", "pgd", "--batch-size", "x"), "--batch-size takes a whole number, got 'x'"),
+        (("--attack", "pgd", "--batch-size", "x"), "--batch-size takes a whole number, auto or tune, got 'x'"),
         (("--attack", "pgd", "--witnesses", "some"), "--witnesses takes a whole number"),
         (("--attack", "pgd", "--witnesses", "-1"), "must be 0 or more"),
         (("--attack", "pgd", "--query-budget", "0"), "must be 1 or more"),

@@ -151,6 +151,7 @@ def test_what_cannot_be_sent_is_refused() -> None:
     [
         (("--workers", "0"), "--workers must be 1 or more, got 0"),
         (("--workers", "2", "--shard-size", "0"), "--shard-size must be 1 or more, got 0"),
+        (("--shard-size", "16"), "--shard-size is of workers: add --workers or --engine ray"),
         (("--workers", "2", "--hang-after", "0"), "cannot be negative"),
         (("--gpus-per-worker", "1"), "are of Ray: add --engine ray"),
         (("--ray-address", "auto"), "are of Ray: add --engine ray"),

@@ -40,6 +40,8 @@ class Workers:
         for name, value in (("--workers", self.count), ("--shard-size", self.shard)):
             if value is not None and value < 1:
                 raise UsageError(f"{name} must be 1 or more, got {value}")
+        if self.alone and self.shard is not None:
+            raise UsageError("--shard-size is of workers: add --workers or --engine ray, or leave it out")
         if self.gpus < 0 or (self.hang_after is not None and self.hang_after <= 0):
             raise UsageError(f"--gpus-per-worker and --hang-after cannot be negative, got {self.gpus:g} and {self.hang_after}")
 
