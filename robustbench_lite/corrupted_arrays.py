@@ -25,7 +25,7 @@ from .packed import DAMAGED, Bytes, read_cifar, read_npz
 from .pictures import Packed, Pictures, prepared
 from .published import found
 from .registry import data
-from .unpacking import check_npz
+from .unpacking import check_npz, quiet_headers
 
 HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
@@ -107,7 +107,8 @@ class CifarC:
 
     def _array(self, file: Path) -> np.ndarray[Any, Any]:
         try:
-            array: np.ndarray[Any, Any] = np.load(file, mmap_mode="r", allow_pickle=False)
+            with quiet_headers():
+                array: np.ndarray[Any, Any] = np.load(file, mmap_mode="r", allow_pickle=False)
             return array
         except DAMAGED as error:
             raise DataError(f"{file} is cut off or no array ({error}): get it again from {self.origin}") from error
@@ -179,7 +180,7 @@ class Archive:
             DataError: the archive is damaged, or its images are no uint8 pictures.
         """
         try:
-            with ZipFile(self.file) as archive, archive.open("test_images.npy") as stream:
+            with quiet_headers(), ZipFile(self.file) as archive, archive.open("test_images.npy") as stream:
                 shape, _, kind = HEADERS[np.lib.format.read_magic(stream)](stream)
         except DAMAGED as error:
             raise self._damaged(error) from error
@@ -194,7 +195,7 @@ class Archive:
 
     def _array(self, name: str) -> np.ndarray[Any, Any]:
         try:
-            with self.file.open("rb") as stream:  # NumPy leaves a damaged archive open when it opens the file itself
+            with quiet_headers(), self.file.open("rb") as stream:  # NumPy leaves a damaged archive open when it opens the file itself
                 found_there: np.ndarray[Any, Any] = np.load(stream, allow_pickle=False)[name]
                 return found_there
         except DAMAGED as error:

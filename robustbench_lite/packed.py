@@ -18,7 +18,7 @@ from .errors import DataError
 from .labelled import LabelledImages, content_ids, from_arrays, labels_of
 from .patients import SPLITS, apart, patients_in, patients_of
 from .pictures import Packed
-from .unpacking import check_npz
+from .unpacking import check_npz, quiet_headers
 
 KEYS = (
     ("images", "labels", "patients"),
@@ -105,7 +105,7 @@ def opened(file: Path) -> Iterator[Any]:
     try:
         if is_zipfile(file):
             check_npz(file, DataError)
-        with file.open("rb") as stream:  # NumPy leaves a damaged archive open when it opens the file itself
+        with quiet_headers(), file.open("rb") as stream:  # NumPy leaves a damaged archive open when it opens the file itself
             archive = np.load(stream, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise DataError(f"{file} holds one array: save images and labels with numpy.savez(FILE, images=..., labels=...)")

@@ -58,6 +58,25 @@ def test_nests_without_end_endless_numbers_and_days_that_there_are_not(name: str
         READERS[name](file)
 
 
+@pytest.mark.parametrize("kind", ["npz", "cifar10-c"])
+def test_a_header_that_numpy_takes_for_one_of_python_2_is_read_without_its_warning(kind: str, tmp_path: Path) -> None:
+    def of_python_2(values: Any) -> bytes:
+        stream = io.BytesIO()
+        np.save(stream, values)
+        return stream.getvalue().replace(b"  \n", b" \n ", 1)
+
+    images, labels = np.zeros((10, 32, 32, 3), np.uint8), np.zeros(10, np.uint8)
+    if kind == "npz":
+        with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+            for name, values in (("images", images), ("labels", labels)):
+                archive.writestr(f"{name}.npy", of_python_2(values))
+        assert len(load_data(f"npz:{tmp_path / 'a.npz'}")) == 10
+    else:
+        (tmp_path / "fog.npy").write_bytes(of_python_2(np.tile(images, (5, 1, 1, 1))))
+        (tmp_path / "labels.npy").write_bytes(of_python_2(np.tile(labels, 5)))
+        assert len(load_data(f"cifar10-c:{tmp_path}")) == 10
+
+
 def test_a_severity_and_an_index_of_five_thousand_digits(tmp_path: Path) -> None:
     with pytest.raises(BadSpec, match="write a number from 1 to 5"):
         members(f"fog:severity={LONG}")
