@@ -107,7 +107,7 @@ class CifarC:
 
     def _array(self, file: Path) -> np.ndarray[Any, Any]:
         try:
-            with quiet_headers():
+            with quiet_headers(), np.errstate(over="raise"):  # of sizes that no file has
                 array: np.ndarray[Any, Any] = np.load(file, mmap_mode="r", allow_pickle=False)
             return array
         except DAMAGED as error:

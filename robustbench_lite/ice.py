@@ -90,8 +90,8 @@ def photographs(folder: str, scale: float = 1.0) -> tuple[Tensor, Tensor]:
                 pixels = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
         except FileNotFoundError:
             raise UsageError(f"frost: there is no {path}; {SOURCE}") from None
-        except (OSError, ValueError) as error:  # what Pillow raises of files that it cannot read
-            raise UsageError(f"frost: {path} cannot be read as a picture ({error}); {SOURCE}") from None
+        except Exception as error:  # a damaged file makes Pillow fail in any way
+            raise UsageError(f"frost: {path} cannot be read as a picture ({str(error) or type(error).__name__}); {SOURCE}") from None
         pictures.append(_resized(pixels, scale))
     sizes = torch.tensor([pixels.shape[1:] for pixels in pictures])
     stack = torch.zeros(len(pictures), 3, *sizes.amax(0).tolist(), dtype=torch.uint8)

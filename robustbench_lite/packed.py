@@ -26,7 +26,19 @@ KEYS = (
     ("test_images", "test_labels", "test_patients"),  # MedMNIST's
 )
 
-DAMAGED = (OSError, ValueError, EOFError, KeyError, BadZipFile, ZlibError, NotImplementedError, SyntaxError, TokenError, MemoryError)
+DAMAGED = (
+    OSError,
+    ValueError,
+    EOFError,
+    KeyError,
+    BadZipFile,
+    ZlibError,
+    NotImplementedError,
+    SyntaxError,
+    TokenError,
+    MemoryError,
+    ArithmeticError,
+)
 """What NumPy and zipfile raise for a file that is cut off, no array, or one of impossible size; array headers are read as Python is."""
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]

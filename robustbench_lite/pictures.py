@@ -96,8 +96,10 @@ class Files:
                 return prepared_levels(dicom.read(file), self.preprocess)
             with quietly():
                 return self._decoded(file)
-        except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for a damaged file
-            raise DataError(f"cannot read the image {file}: {error}") from error
+        except (DataError, MemoryError):
+            raise
+        except Exception as error:  # a damaged file makes Pillow fail in any way
+            raise DataError(f"cannot read the image {file}: {str(error) or type(error).__name__}") from error
 
     def beside(self, index: int) -> Tensor | None:
         """The same for a thread beside the one that keeps `quietly`; None for DICOM, whose reader has to be kept quiet in another way."""

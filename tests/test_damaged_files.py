@@ -77,6 +77,26 @@ def test_a_header_that_numpy_takes_for_one_of_python_2_is_read_without_its_warni
         assert len(load_data(f"cifar10-c:{tmp_path}")) == 10
 
 
+def test_an_array_larger_than_numbers_go(tmp_path: Path) -> None:
+    np.save(tmp_path / "labels.npy", np.zeros(50, np.uint8))
+    with (tmp_path / "fog.npy").open("wb") as stream:
+        np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": (50, 2**33, 2**33, 3)})
+    with pytest.raises(DataError, match=r"fog\.npy is cut off or no array"):
+        load_data(f"cifar10-c:{tmp_path}")
+
+
+def test_a_tiff_with_a_second_page_of_no_size(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    Image.new("L", (8, 8)).save(tmp_path / "a" / "picture.tif")
+    whole = bytearray((tmp_path / "a" / "picture.tif").read_bytes())
+    first = int.from_bytes(whole[4:8], "little")
+    following = first + 2 + 12 * int.from_bytes(whole[first : first + 2], "little")
+    whole[following : following + 4] = len(whole).to_bytes(4, "little")
+    (tmp_path / "a" / "picture.tif").write_bytes(whole + bytes(6))
+    with pytest.raises(DataError, match=r"cannot read the image .*picture\.tif: Missing dimensions"):
+        load_data(f"imagefolder:{tmp_path}")[0]
+
+
 def test_a_severity_and_an_index_of_five_thousand_digits(tmp_path: Path) -> None:
     with pytest.raises(BadSpec, match="write a number from 1 to 5"):
         members(f"fog:severity={LONG}")

@@ -46,6 +46,9 @@ def fuzz(strategy: st.SearchStrategy[Any], check: Callable[[Any], object], examp
         with allowed():
             try:
                 check(value)
+            except TooLong:  # which Hypothesis tells no example of
+                print(f"{value!r} took too long")
+                raise
             except RobustEvalError as error:
                 if not str(error).strip():
                     raise AssertionError("an error without a word") from error
