@@ -108,7 +108,7 @@ class CifarC:
     def _array(self, file: Path) -> np.ndarray[Any, Any]:
         try:
             with quiet_headers(), np.errstate(over="raise"):  # of sizes that no file has
-                array: np.ndarray[Any, Any] = np.load(file, mmap_mode="r", allow_pickle=False)
+                array: np.ndarray[Any, Any] = np.lib.format.open_memmap(file, mode="r")  # `np.load` leaves a damaged archive open
             return array
         except DAMAGED as error:
             raise DataError(f"{file} is cut off or no array ({error}): get it again from {self.origin}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import sqlite3
@@ -83,6 +84,14 @@ def test_an_array_larger_than_numbers_go(tmp_path: Path) -> None:
         np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": (50, 2**33, 2**33, 3)})
     with pytest.raises(DataError, match=r"fog\.npy is cut off or no array"):
         load_data(f"cifar10-c:{tmp_path}")
+
+
+def test_a_damaged_archive_in_the_place_of_an_array_is_not_left_open(tmp_path: Path) -> None:
+    np.save(tmp_path / "labels.npy", np.zeros(50, np.uint8))
+    (tmp_path / "fog.npy").write_bytes(b"PK\x03\x04" + bytes(1000))
+    with pytest.raises(DataError, match=r"fog\.npy is cut off or no array"):
+        load_data(f"cifar10-c:{tmp_path}")
+    gc.collect()  # a file that is left open is told of here
 
 
 def test_a_tiff_with_a_second_page_of_no_size(tmp_path: Path) -> None:
