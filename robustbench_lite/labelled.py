@@ -238,7 +238,7 @@ def labels_of(labels: Any, name: str) -> list[Label]:
     values = torch.as_tensor(labels).detach().cpu()
     if values.ndim == 2 and values.shape[1] > 1:
         return [tuple(row) for row in values.double().tolist()]
-    if values.ndim == 2:
+    if values.shape[1:] == (1,):
         values = values[:, 0]
     if values.ndim != 1:
         raise DataError(f"{name}: labels must have the shape (N,) or (N, K), got {tuple(values.shape)}")

@@ -86,6 +86,13 @@ def test_an_array_larger_than_numbers_go(tmp_path: Path) -> None:
         load_data(f"cifar10-c:{tmp_path}")
 
 
+@pytest.mark.parametrize("shape", [(50, 0), (), (50, 1, 1)])
+def test_labels_of_no_such_shape(shape: tuple[int, ...], tmp_path: Path) -> None:
+    np.save(tmp_path / "labels.npy", np.zeros(shape, np.uint8))
+    with pytest.raises(DataError, match=r"labels\.npy: labels must have the shape"):
+        load_data(f"cifar10-c:{tmp_path}")
+
+
 def test_a_damaged_archive_in_the_place_of_an_array_is_not_left_open(tmp_path: Path) -> None:
     np.save(tmp_path / "labels.npy", np.zeros(50, np.uint8))
     (tmp_path / "fog.npy").write_bytes(b"PK\x03\x04" + bytes(1000))
