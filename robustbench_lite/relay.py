@@ -12,8 +12,11 @@ from hashlib import sha256
 from typing import Any
 
 from . import witnesses
-from .results import Witness
+from .quarantine import UNREADABLE
+from .results import VERDICT_FIELDS, Witness
 from .store import BROKEN, CONDITION, SAMPLE, Store
+
+REASON = VERDICT_FIELDS.index("reason")
 
 Rows = list[tuple[str, list[tuple[Any, ...]]]]
 """Tables and rows of them, in the order in which they were written."""
@@ -33,8 +36,9 @@ class Parcel:
 
     @property
     def moved(self) -> bool:
-        """Whether an image has come to its end."""
-        return any(table in ("verdicts", "sequenced", "proofs") and rows for table, rows in self.rows)
+        """Whether an image has come to its end; of one in quarantine every attempt says so anew."""
+        decided = [row for table, rows in self.rows if table == "verdicts" for row in rows]
+        return any(table in ("sequenced", "proofs") and rows for table, rows in self.rows) or not all(map(_unreadable, decided))
 
 
 class Relay(Store):
@@ -87,6 +91,11 @@ class Relay(Store):
         self._send(Parcel(self._doing, rows, kept, tuple(notes)))
 
 
+def _unreadable(row: Sequence[Any]) -> bool:
+    """Whether a verdict is of an image in quarantine."""
+    return str(row[REASON] or "").startswith(UNREADABLE)
+
+
 def receive(store: Store, parcel: Parcel) -> list[tuple[str, Any]]:
     """Take in what a worker sent; a verdict that is there already stays as it is.
 
@@ -107,8 +116,14 @@ def receive(store: Store, parcel: Parcel) -> list[tuple[str, Any]]:
             keys = [(row[condition_at], row[sample_at]) for row in rows]
             done = store.decided_of(sorted({condition for condition, _ in keys}), [sample_id for _, sample_id in keys])
             left = [row for row, key in zip(rows, keys, strict=True) if key not in done]
+            if table == "verdicts":
+                there = {
+                    (row[CONDITION], row[SAMPLE])
+                    for row in left
+                    if _unreadable(row) and store.count(row[CONDITION], "sample_id = ?", row[SAMPLE])
+                }
+                new += [(row[CONDITION], row[BROKEN]) for row in left if (row[CONDITION], row[SAMPLE]) not in there]
             store.put(table, left)
-            new += [(row[CONDITION], row[BROKEN]) for row in left if table == "verdicts"]
         else:
             store.put(table, rows)
     store.commit()

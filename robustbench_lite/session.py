@@ -113,10 +113,11 @@ class Session:
             unproven = any(len(self.store.proofs(each.condition.name)) < len(self.samples.order) for each in self.certified)
             if todo or self.perturbed or self.doubts or self.settle or unseen or unproven:
                 self._prepare(probe, logits, random)
-            if self.spread is not None and (lacking := self._lacking(todo)):
+            shared = self.spread is not None and (lacking := self._lacking(todo))
+            if self.spread is not None and shared:
                 self.spread(self, lacking, None)
                 todo = self._todo()
-            if todo or self.perturbed or unproven or self.spread is not None:
+            if todo or self.perturbed or unproven or shared:
                 answers = self._clean(todo) if self.images.has_clean else {}
                 self._shift(todo)
                 for sequence in self.perturbed:
@@ -225,12 +226,8 @@ class Session:
                 found = from_others[job.condition.source].ways if job.condition.source else self.ways
                 with hooks_of(attack)(found.plain.model, probe[:1]):
                     pass
-        self.about |= {
-            "batch_size": self.batches.size,
-            "prepared": self.ways.prepared,
-            "votes": self.judge.votes,
-            "outputs": self.samples.outputs,
-        }
+        self.about |= {"batch_size": self.batches.size, "prepared": self.ways.prepared}
+        self.about |= {"votes": self.judge.votes, "outputs": self.samples.outputs}
         self.store.record_session(self.about, [])  # now: whoever verifies a run that was killed must know how it judged
         if random:
             self.notes.append(
@@ -385,6 +382,7 @@ class Session:
         unknown = [Answer(key) for key in ids if key not in answers]
         for batch in local.with_smaller_batches(partial(self.samples.ask, self.judge), unknown, self.batches.size, self.batches.shrunk):
             answers |= {answer.id: answer for answer in batch}
+            self._refuse({answer.id: answer.unusable for answer in batch if answer.unusable})
 
     def _look(self, answers: dict[str, Answer], random: bool) -> Look:
         """What the diagnostics may ask the model."""

@@ -26,6 +26,7 @@ def remarks(result: Result) -> Iterator[str]:
 
 def _how(config: Mapping[str, Any], rough: str | None) -> str:
     """`in bfloat16 on the folded and compiled model`"""
-    prepared: Mapping[str, Any] = next((session["prepared"] for session in reversed(config["sessions"]) if session.get("prepared")), {})
-    made = [word for word, key in (("folded", "folded_layers"), ("compiled", "compiled")) if prepared.get(key)]
+    all_prepared = [session["prepared"] for session in config["sessions"] if session.get("prepared")]
+    words = [[word for word, key in (("folded", "folded_layers"), ("compiled", "compiled")) if each.get(key)] for each in all_prepared]
+    made = words[0] if words and all(each == words[0] for each in words) else []  # else which session searched it is not known
     return f"{f'in {rough} ' if rough else ''}on the {' and '.join(made) or 'prepared'} model"

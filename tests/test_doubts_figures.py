@@ -121,6 +121,20 @@ def test_a_search_that_still_finds_something_at_its_end_has_not_converged() -> N
     assert not found("converged", late(first(2), fell_at=30))
 
 
+@pytest.mark.parametrize("precision", ["bf16", "tf32"])
+def test_a_first_pass_in_reduced_precision_has_a_middle_of_its_own(precision: str) -> None:
+    def twice(rough: int, fine: int) -> tuple[Condition, list[Verdict]]:
+        """Ten images each fell after so many steps of the first pass and of the second; those that stand took both."""
+        condition, spent = attack("pgd"), {"steps": 80, "forwards": 82, "backwards": 80}
+        kept = {key: {"forwards": rough + 1, "backwards": rough, "precision": precision} for key in first(10)}
+        kept |= {key: {"forwards": 42 + fine, "backwards": 40 + fine} for key in first(10, 10)}
+        return condition, [verdict(condition, key, key in kept, **kept.get(key, spent)) for key in IMAGES]
+
+    assert found("converged", twice(30, 5))[0].figures["late"] == 10
+    assert found("converged", twice(5, 30))[0].figures["late"] == 10
+    assert not found("converged", twice(15, 15))
+
+
 def test_a_longer_search_that_finds_nothing_settles_it() -> None:
     short, others = late(first(10), fell_at=30), left(first(10))
     assert not found("converged", short, doubt("pgd:steps=200", first(1, 10), others))

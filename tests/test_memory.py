@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 import robustbench_lite as rb
 from robustbench_lite import session
 from robustbench_lite.classifier import Classifier
+from robustbench_lite.data import load_data
 from robustbench_lite.errors import InvalidEvaluation
 
 NO_ROOM: list[Callable[[], Exception]] = [
@@ -47,7 +49,7 @@ def images() -> tuple[Tensor, Tensor]:
     return pixels, labels
 
 
-def run(model: nn.Module, images: tuple[Tensor, Tensor], attacks: str | list[str] = "pgd:steps=5", **options: object) -> rb.Result:
+def run(model: nn.Module, images: Any, attacks: str | list[str] = "pgd:steps=5", **options: object) -> rb.Result:
     chosen = {"eps": 0.1, "norm": "linf", **options}
     return rb.evaluate(Classifier(model.eval(), name="small"), attacks, images, **chosen)  # type: ignore[arg-type]
 
@@ -106,3 +108,28 @@ def test_a_run_in_turns_that_goes_on_knows_from_the_first_turn_how_many_images_t
     again = run(Small(), images, out=tmp_path / "run", progress=lambda name, _, total, __: told.append(total) if name != "clean" else None)
     assert set(told) == {30}
     assert again.verdict_digest == whole.verdict_digest
+
+
+@pytest.mark.parametrize("on_bad_image", ["fail", "quarantine"])
+def test_an_image_that_cannot_be_read_in_its_turn_any_more(on_bad_image: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from PIL import Image
+
+    (tmp_path / "0").mkdir()
+    for number in range(12):
+        Image.new("L", (4, 4), 20 * number).save(tmp_path / "0" / f"{number:02}.png")
+    data = load_data(f"imagefolder:{tmp_path}")
+    monkeypatch.setattr(session, "TURN", 4)
+
+    def gone(name: str, done: int, *_: int) -> None:
+        if name != "clean" and done == 4:  # the first turn is over
+            for file in (tmp_path / "0").glob("*.png"):
+                file.write_bytes(b"")
+
+    asked = {"progress": gone, "on_bad_image": on_bad_image, "out": tmp_path / "run"}
+    if on_bad_image == "fail":
+        with pytest.raises(InvalidEvaluation, match="images cannot be used"):
+            run(Small(), data, **asked)
+    else:
+        row = run(Small(), data, **asked).of("pgd:steps=5[linf,0.1]")
+        assert len(row) == 12
+        assert sum(v.broken is None for v in row) == 8

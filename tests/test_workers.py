@@ -267,6 +267,23 @@ def test_the_first_verdict_stays_with_its_witness(tmp_path: Path) -> None:
     assert image_digest(witness[0].adversarial) != image_digest(witness[1].adversarial)
 
 
+def test_images_in_quarantine_are_news_once_and_do_not_show_that_a_worker_moves_on() -> None:
+    bad, good = row("clean", "a", reason="unreadable: cut off"), row("clean", "b", broken=0)
+    assert not Parcel(rows=[("verdicts", [bad])]).moved
+    assert Parcel(rows=[("verdicts", [bad, good])]).moved
+    with Store(None, {**config(), "conditions": [{"name": "clean"}]}) as store:
+        assert receive(store, Parcel(rows=[("verdicts", [bad, good])])) == [("clean", None), ("clean", 0)]
+        assert receive(store, Parcel(rows=[("verdicts", [bad, good])])) == []
+        assert len(store.of("verdicts")) == 2
+
+
+@pytest.mark.parametrize("more", [{}, {"compile": True}])
+def test_a_finished_run_is_read_again_with_workers_as_without(tmp_path: Path, more: dict[str, Any]) -> None:
+    asked = {"attacks": "fgsm", "data": "digits", "limit": 12, "out": tmp_path / "run"}
+    whole = rb.evaluate("digits_cnn", **asked)
+    same(whole, rb.evaluate("digits_cnn", **asked, **more, workers=2))
+
+
 def test_more_images_than_sqlite_has_variables(tmp_path: Path) -> None:
     with Store(None, {**config(), "conditions": [{"name": "clean"}]}) as store:
         ids = [f"image {number}" for number in range(40_000)]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from robustbench_lite.diagnostics import Counter, Evidence, Finding
 from robustbench_lite.errors import RobustEvalError
 from robustbench_lite.registry import ATTACKS, diagnostic
-from robustbench_lite.results import Condition, Verdict, reach
+from robustbench_lite.results import REDUCED, Condition, Verdict, reach
 from robustbench_lite.settlement import carried_out
 from robustbench_lite.telling import climbers, climbs, tells
 
@@ -76,7 +76,12 @@ def _halves(evidence: Evidence, row: Condition) -> tuple[Set[str], Set[str]]:
         late = {key for key, passes in fell_at.items() if passes > middle}
         return late, spent.keys() - fell_at.keys() | late
     fell = {key for key, v in evidence.broken(row).items() if not evidence.blind(row, v)}
-    late = {key for key in fell if spent[key] > max(spent.values()) / 2}
+    longest = max(spent.values())
+    rough = {key for key in fell if evidence.broken(row)[key].precision in REDUCED}
+    if len(row.doors) < 2 and rough and spent.keys() - rough:  # searched twice: the middle of either search
+        late = {key for key in fell if spent[key] > longest * (1 / 4 if key in rough else 3 / 4)}
+    else:
+        late = {key for key in fell if spent[key] > longest / 2}
     return late, spent.keys() - fell | late
 
 
