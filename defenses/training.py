@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from robustbench_lite.checkpoints import load_into, read_state_dict
 from robustbench_lite.classifier import Classifier
 from robustbench_lite.defending import About, Batch, Defenses, Replay, Step
-from robustbench_lite.errors import InvalidEvaluation, ModelError, RobustEvalError
+from robustbench_lite.errors import InvalidEvaluation, ModelError, RobustEvalError, first_line
 from robustbench_lite.labelled import LabelledImages
 from robustbench_lite.streams import Streams, generator
 from robustbench_lite.trained import Made
@@ -244,8 +244,9 @@ class Training:
             with torch.no_grad():
                 classifier(self.probe)
         except (RuntimeError, ValueError, AssertionError) as error:  # whatever a network's own layers raise
-            said = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ModelError(f"{made.architecture} cannot take images of shape {tuple(self.probe.shape[1:])}: {said}") from error
+            raise ModelError(
+                f"{made.architecture} cannot take images of shape {tuple(self.probe.shape[1:])}: {first_line(error)}"
+            ) from error
         if self.recipe.tricks.zero_gamma:
             start_at_zero(classifier, self.probe)
         if init is not None:

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from .checkpoints import check_model_zip, first_line, is_torchscript
+from .checkpoints import check_model_zip, is_torchscript
 from .classifier import Classifier, Images, Logits, Preprocess
-from .errors import ModelError
+from .errors import ModelError, first_line
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .errors import ModelError
+from .errors import ModelError, first_line
 from .unpacking import check_zip
 
 WRAPPERS = ("state_dict", "model", "model_state_dict", "net", "ema")
@@ -91,11 +91,6 @@ def check_model_zip(file: Path) -> None:
         raise ModelError(f"{file} is damaged or no file of torch.save: {first_line(error)}") from error
     if changed is not None:
         raise ModelError(f"{file} is damaged: the checksum of {changed!r} is not that of what it holds")
-
-
-def first_line(error: Exception) -> str:
-    """What an error of others says, of which one line is enough."""
-    return (str(error).strip().splitlines() or ["no reason given"])[0]
 
 
 def is_torchscript(file: Path) -> bool:

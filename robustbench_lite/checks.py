@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .classifier import Classifier, Images, Logits
 from .engines.local import on_fewer, out_of_memory
-from .errors import DataError, InvalidEvaluation, ModelError, RobustEvalError
+from .errors import DataError, InvalidEvaluation, ModelError, RobustEvalError, first_line
 from .oracle import WhiteBox
 from .plan import Attack
 
@@ -63,8 +63,7 @@ def taken(classifier: Classifier, probe: Images) -> Logits:
     except Exception as error:  # whatever the model's own code raises
         if out_of_memory(error):
             raise
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(f"{classifier.name} does not take {shape} images: {said}") from error
+        raise ModelError(f"{classifier.name} does not take {shape} images: {first_line(error)}") from error
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(probe):
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ModelError(f"{classifier.name} returns {got} for {len(probe)} images: logits ({len(probe)}, classes) are needed")
@@ -138,7 +137,7 @@ def need_gradients(classifier: Classifier, probe: Images, attacks: Sequence[tupl
     try:
         connected = on_fewer(back, probe)
     except (RuntimeError, NotImplementedError) as error:  # an operation without a backward, a graph that does not lead to the image
-        connected, reason = False, f" ({str(error).strip().splitlines()[0]})"
+        connected, reason = False, f" ({first_line(error)})"
     if not connected:
         raise ModelError(
             f"{white[0]} needs gradients, and {classifier.name} has none{reason}: use a black-box attack (robust-eval list attacks)"

@@ -209,10 +209,13 @@ class Evidence:
             return 1
         return int(condition.eot or self.result.config["identity"].get("eot") or DRAWS)
 
+    def part(self, condition: Condition, verdict: Verdict) -> str:
+        """The part of an attack that broke an image, as `doors` names it."""
+        return str(verdict.broken_by).removeprefix(f"{condition.attack}/") if len(condition.doors) > 1 else next(iter(condition.doors), "")
+
     def blind(self, condition: Condition, verdict: Verdict) -> bool:
         """Whether what broke an image did without the model's own gradients."""
-        stage = str(verdict.broken_by).removeprefix(f"{condition.attack}/") if len(condition.doors) > 1 else next(iter(condition.doors), "")
-        return condition.doors.get(stage, "white box") in ("labels", "scores", "surrogate", "stand-ins")
+        return condition.doors.get(self.part(condition, verdict), "white box") in ("labels", "scores", "surrogate", "stand-ins")
 
 
 class Check(Protocol):

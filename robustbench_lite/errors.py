@@ -65,6 +65,11 @@ class UnknownName(UsageError):
         super().__init__(f"unknown {kind} {name!r}{did_you_mean(name, known)}{'; ' + hint if hint else ''}")
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of others says, of which one line is enough; what kind it is where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`": did you mean 'pgd'?"` where something comes near, else a list of what there is (at most twelve)."""
     names = sorted(known)

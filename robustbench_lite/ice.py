@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import DataError, UsageError
+from .errors import DataError, UsageError, first_line
 from .pictures import picture_in, quietly
 from .streams import Streams
 
@@ -91,7 +91,7 @@ def photographs(folder: str, scale: float = 1.0) -> tuple[Tensor, Tensor]:
         except FileNotFoundError:
             raise UsageError(f"frost: there is no {path}; {SOURCE}") from None
         except Exception as error:  # a damaged file makes Pillow fail in any way
-            raise UsageError(f"frost: {path} cannot be read as a picture ({str(error) or type(error).__name__}); {SOURCE}") from None
+            raise UsageError(f"frost: {path} cannot be read as a picture ({first_line(error)}); {SOURCE}") from None
         pictures.append(_resized(pixels, scale))
     sizes = torch.tensor([pixels.shape[1:] for pixels in pictures])
     stack = torch.zeros(len(pictures), 3, *sizes.amax(0).tolist(), dtype=torch.uint8)

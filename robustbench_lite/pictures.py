@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import dicom
 from .classifier import Preprocess
-from .errors import DataError
+from .errors import DataError, first_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -99,7 +99,7 @@ class Files:
         except (DataError, MemoryError):
             raise
         except Exception as error:  # a damaged file makes Pillow fail in any way
-            raise DataError(f"cannot read the image {file}: {str(error) or type(error).__name__}") from error
+            raise DataError(f"cannot read the image {file}: {first_line(error)}") from error
 
     def beside(self, index: int) -> Tensor | None:
         """The same for a thread beside the one that keeps `quietly`; None for DICOM, whose reader has to be kept quiet in another way."""

@@ -113,11 +113,11 @@ class Session:
             unproven = any(len(self.store.proofs(each.condition.name)) < len(self.samples.order) for each in self.certified)
             if todo or self.perturbed or self.doubts or self.settle or unseen or unproven:
                 self._prepare(probe, logits, random)
-            shared = self.spread is not None and (lacking := self._lacking(todo))
-            if self.spread is not None and shared:
+            lacking = self._lacking(todo) if self.spread is not None else []
+            if self.spread is not None and lacking:
                 self.spread(self, lacking, None)
                 todo = self._todo()
-            if todo or self.perturbed or unproven or shared:
+            if todo or self.perturbed or unproven or lacking:
                 answers = self._clean(todo) if self.images.has_clean else {}
                 self._shift(todo)
                 for sequence in self.perturbed:

@@ -193,10 +193,10 @@ class Store:
         if ids is None:
             return self._database.execute(f"SELECT * FROM {table}").fetchall()
         # by the primary key, which begins with the condition: else every shard would read the whole table
-        planned = "" if table == "samples" else "condition IN (SELECT value FROM json_each(?2)) AND"
+        planned = "" if table == "samples" else "condition IN (SELECT value FROM json_each(:planned)) AND"
+        sql = f"SELECT * FROM {table} WHERE {planned} sample_id IN (SELECT value FROM json_each(:ids))"
         names = [condition["name"] for condition in self.config["conditions"]]
-        sql = f"SELECT * FROM {table} WHERE {planned} sample_id IN (SELECT value FROM json_each(?1))"
-        return self._database.execute(sql, [json.dumps(ids), json.dumps(names)][: 1 if table == "samples" else 2]).fetchall()
+        return self._database.execute(sql, {"ids": json.dumps(ids), "planned": json.dumps(names)}).fetchall()
 
     def add_sample(self, position: int, sample_id: str, image_digest: str) -> None:
         self.put("samples", [(position, sample_id, image_digest)])

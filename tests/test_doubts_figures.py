@@ -135,6 +135,20 @@ def test_a_first_pass_in_reduced_precision_has_a_middle_of_its_own(precision: st
     assert not found("converged", twice(15, 15))
 
 
+def test_so_has_a_part_of_a_cascade() -> None:
+    def cascade(fell_at: int) -> tuple[Condition, list[Verdict]]:
+        """pgd with a first pass, 40 steps each, then square: ten images fell in pgd's first pass."""
+        condition = replace(attack("autoattack"), doors={"pgd": "white box", "square": "scores"})
+        spent = {True: {"pgd": (fell_at + 1, fell_at)}, False: {"pgd": (82, 80), "square": (1000, 0)}}
+        how = {True: {"broken_by": "autoattack/pgd", "precision": "bf16"}, False: {}}
+        return condition, [
+            verdict(condition, key, key in first(10), stages=spent[key in first(10)], **how[key in first(10)]) for key in IMAGES
+        ]
+
+    assert found("converged", cascade(30))[0].figures["late"] == 10
+    assert not found("converged", cascade(15))
+
+
 def test_a_longer_search_that_finds_nothing_settles_it() -> None:
     short, others = late(first(10), fell_at=30), left(first(10))
     assert not found("converged", short, doubt("pgd:steps=200", first(1, 10), others))

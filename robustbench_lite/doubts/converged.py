@@ -1,7 +1,7 @@
 """Images still fell in the second half of a search: more steps would break more."""
 
 import math
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, fields, replace
 
 from robustbench_lite.diagnostics import Counter, Evidence, Finding
@@ -75,14 +75,22 @@ def _halves(evidence: Evidence, row: Condition) -> tuple[Set[str], Set[str]]:
         fell_at = {key: _within(v, v.radius or float(row.eps or 0)) for key, v in evidence.broken(row).items()}
         late = {key for key, passes in fell_at.items() if passes > middle}
         return late, spent.keys() - fell_at.keys() | late
-    fell = {key for key, v in evidence.broken(row).items() if not evidence.blind(row, v)}
+    fell = {key: v for key, v in evidence.broken(row).items() if not evidence.blind(row, v)}
     longest = max(spent.values())
-    rough = {key for key in fell if evidence.broken(row)[key].precision in REDUCED}
-    if len(row.doors) < 2 and rough and spent.keys() - rough:  # searched twice: the middle of either search
-        late = {key for key in fell if spent[key] > longest * (1 / 4 if key in rough else 3 / 4)}
-    else:
-        late = {key for key in fell if spent[key] > longest / 2}
-    return late, spent.keys() - fell | late
+    late = {key for key, ahead in _ahead(evidence, row, fell).items() if spent[key] + ahead > longest / 2}
+    return late, spent.keys() - fell.keys() | late
+
+
+def _ahead(evidence: Evidence, row: Condition, fell: Mapping[str, Verdict]) -> dict[str, int]:
+    """What is to be added to the passes of an image, so that they say how far the search was that broke it. A part of an attack with a
+    first pass in reduced precision searches twice, and a find of either search counts as if both had come so far."""
+    twice = {evidence.part(row, v) for v in fell.values() if v.precision in REDUCED}
+    whole = {part: max(_passes_of(row, v, part) for v in evidence.verdicts(row)) for part in twice}
+    found = dict.fromkeys(fell, 0)
+    for key, v in fell.items():
+        if (part := evidence.part(row, v)) in twice:
+            found[key] = _passes_of(row, v, part) - (0 if v.precision in REDUCED else whole[part])
+    return found
 
 
 def _approaching(evidence: Evidence, row: Condition) -> tuple[Set[str], Set[str]]:
@@ -108,9 +116,12 @@ def _within(verdict: Verdict, eps: float) -> float:
 
 def _passes(row: Condition, verdict: Verdict) -> int:
     """Forwards and backwards of the parts that follow gradients."""
-    if len(row.doors) < 2:
-        return verdict.forwards + verdict.backwards
-    return sum(sum(cost) for part, cost in verdict.stages.items() if row.doors.get(part) == "white box")
+    parts = [part for part, door in row.doors.items() if door == "white box"] if len(row.doors) > 1 else [""]
+    return sum(_passes_of(row, verdict, part) for part in parts)
+
+
+def _passes_of(row: Condition, verdict: Verdict, part: str) -> int:
+    return verdict.forwards + verdict.backwards if len(row.doors) < 2 else sum(verdict.stages.get(part, ()))
 
 
 def _longer(row: Condition) -> str:

@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar
 
 import torch
 
-from ..errors import InvalidEvaluation, UsageError
+from ..errors import InvalidEvaluation, UsageError, first_line
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
@@ -104,8 +104,7 @@ def forget_memory() -> None:
 
 
 def _none_fits(error: BaseException) -> InvalidEvaluation:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return InvalidEvaluation(f"out of memory with a single image: {reason}")
+    return InvalidEvaluation(f"out of memory with a single image: {first_line(error)}")
 
 
 Said = TypeVar("Said")
