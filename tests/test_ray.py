@@ -20,10 +20,11 @@ from same_run import same
 
 from robustbench_lite.engines.ray import Ray
 from robustbench_lite.errors import UsageError
+from robustbench_lite.samples import drawn
 from robustbench_lite.store import read_run
 
 HERE = Path(__file__).parent
-DIGITS = ["--model", "digits_pgd_at", "--data", "digits", "--limit", 120, "--attack", "pgd", "--attack", "square:queries=300"]
+DIGITS = ["--model", "digits_pgd_at", "--data", "digits", "--limit", 120, "--attack", "pgd", "--attack", "square:queries=1000"]
 IMAGENET = ["--model", "efficientnet_lite0", "--data", "imagenet", "--attack", "pgd:steps=2", "--eps", "0.5/255"]
 
 
@@ -67,13 +68,20 @@ def equal(folder: Path, one: str, other: str) -> None:
     same(alone, spread, lost=True)
 
 
+def begun(robust_eval: CommandLine, images: list[str]) -> bool:
+    return any(sample in images and condition != "clean" for condition, sample in robust_eval.broken("ray"))
+
+
 @pytest.mark.slow
 def test_two_nodes_of_which_one_is_killed(cluster: TwoNodes, robust_eval: CommandLine, inside: Callable[..., Ran]) -> None:
     """Digits on two nodes until one is killed -9, then ImageNet's samples on the one that is left: all as in one process."""
     assert inside(*DIGITS, "--out", "alone").code == 0
     process = robust_eval.start(*DIGITS, "--out", "ray", "--engine", "ray", "--ray-address", cluster.address, "--shard-size", 16)
+    images = {v.sample_id for v in read_run(robust_eval.folder / "alone").verdicts}
+    order = sorted(images, key=lambda key: drawn(0, "order", key))
     until = time.monotonic() + 240
-    while sum(key[0].startswith("pgd") for key in robust_eval.broken("ray")) < 20:
+    # both have begun: what has not begun on the machine that is killed, Ray begins elsewhere, without a word
+    while not all(begun(robust_eval, part) for part in (order[:16], order[16:32])):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < until
         time.sleep(0.05)
@@ -272,6 +280,7 @@ import torch
 import robustbench_lite as rb
 from robustbench_lite.engines.opening import Workers
 from robustbench_lite.errors import UsageError
+from robustbench_lite.samples import drawn
 
 class Model(torch.nn.Module):
     def forward(self, x):
