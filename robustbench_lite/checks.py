@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .classifier import Classifier, Images, Logits
 from .engines.local import on_fewer, out_of_memory
-from .errors import DataError, InvalidEvaluation, ModelError, RobustEvalError, first_line
+from .errors import DataError, InvalidEvaluation, ModelError, RobustEvalError, UsageError, first_line
 from .oracle import WhiteBox
 from .plan import Attack
 
@@ -98,6 +98,25 @@ def first_answer(classifier: Classifier, probe: Images, labels: Tensor) -> tuple
     with torch.no_grad():
         again = [classifier(probe) for _ in range(ASKED_AGAIN)]
     return logits, not all(_alike(logits, other) for other in again)
+
+
+def first_answers(classifier: Classifier, others: Iterable[Classifier], probe: Images, labels: Tensor) -> tuple[Logits, bool]:
+    """The same, once surrogates have been seen to answer in the same classes, and alike when they are asked again.
+
+    Raises:
+        ModelError: as above.
+        UsageError: a surrogate does not.
+        InvalidEvaluation: as above.
+    """
+    logits, random = first_answer(classifier, probe, labels)
+    for surrogate in others:
+        answers, wavers = first_answer(surrogate, probe, labels)
+        if answers.shape != logits.shape:
+            counts = f"{answers.shape[1]} classes and {classifier.name} {logits.shape[1]}"
+            raise UsageError(f"the surrogate {surrogate.name} has {counts}: a surrogate must answer in the same classes")
+        if wavers:
+            raise UsageError(f"the surrogate {surrogate.name} answers the same images differently each time: use one that does not")
+    return logits, random
 
 
 def _alike(logits: Logits, others: Logits) -> bool:

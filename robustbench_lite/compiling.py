@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from .classifier import Images, Logits
+from .errors import InvalidEvaluation
 from .passes import Passes
 from .prepare import briefly, refuse_unsafe, unsafe
 from .results import Reduced
@@ -184,4 +185,6 @@ def _pace(plain: Passes, fast: Passes, x: Images) -> float:
 
 
 def _why(error: Exception) -> str:
-    return f"it cannot be compiled ({briefly(getattr(error, 'inner_exception', error))})"
+    """Of an error in a pass, the one that it was made of."""
+    first = error.__cause__ if isinstance(error, InvalidEvaluation) and isinstance(error.__cause__, Exception) else error
+    return f"it cannot be compiled ({briefly(getattr(first, 'inner_exception', first))})"

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .classifier import Images, Logits
 from .criteria import Criterion
 from .engines import local
+from .errors import InvalidEvaluation, RobustEvalError, first_line
 from .results import Reduced
 
 Answers = TypeVar("Answers", bound=tuple[Tensor, ...])
@@ -92,6 +93,16 @@ class Passes:
     def _forward(self, x: Images) -> Logits:
         # channel by channel also where the model has channels last: to normalise the other way round takes five times as long (measured)
         x = x.contiguous()
-        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.reduced == "bf16"):
-            answer: Logits = self.model(x)
+        try:
+            with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.reduced == "bf16"):
+                answer: Logits = self.model(x)
+        except RobustEvalError:
+            raise
+        except Exception as error:  # whatever the model's own code raises
+            if local.out_of_memory(error):
+                raise
+            raise InvalidEvaluation(
+                f"{getattr(self.model, 'name', 'the model')} took the first few images and fails on a batch of {len(x)} "
+                f"({first_line(error)}): where it takes no batch that large, use a smaller --batch-size; --debug shows where it fails"
+            ) from error
         return answer if answer.dtype == torch.float64 else answer.float()

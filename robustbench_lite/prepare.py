@@ -17,6 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.nn.utils.parametrize import is_parametrized
 
 from .classifier import Images
+from .errors import InvalidEvaluation
 from .passes import Passes
 
 CACHE = 32 * 2**20
@@ -76,7 +77,11 @@ def prepare(model: nn.Module, probe: Images, *, cut: bool = True) -> Preparation
         fast = replace(given, model=folded.to(memory_format=layout), prepared=True)
         try:
             gap = (fast.logits(probe) - exact).abs().amax()
-        except (RuntimeError, MemoryError):  # a model that calls `view` cannot have channels last; there may be no room for two
+        except (
+            InvalidEvaluation,
+            RuntimeError,
+            MemoryError,
+        ):  # `view` refuses channels last; there may be no room for two
             continue
         if gap <= 1e-3 * exact.abs().amax().clamp(min=1e-6):
             return Preparation(fast, len(pairs), layout is torch.channels_last)

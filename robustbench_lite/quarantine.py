@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
-from .errors import DataError
+from .errors import DataError, InvalidEvaluation
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .labelled import LabelledImages
     from .pictures import Pictures
     from .results import Result, Verdict
+    from .samples import Answer, Samples
 
 UNREADABLE = "unreadable: "
 """How the reason of a verdict about such an image begins."""
@@ -45,6 +46,49 @@ def quarantine(result: Result) -> list[Quarantined]:
         if v.condition in evaluated and unreadable(v):
             found.setdefault(v.sample_id, []).append(str(v.reason).removeprefix(UNREADABLE))
     return [Quarantined(key, len(reasons), reasons[0]) for key, reasons in found.items()]
+
+
+@dataclass
+class Unread:
+    """Images that a session could not read: `ids` are those that the model was to be asked about, `about` is the session's record."""
+
+    samples: Samples
+    about: dict[str, Any]
+    ids: set[str] = field(default_factory=set)
+
+    def among(self, answers: Iterable[Answer]) -> None:
+        """Go on without those of these images that could not be asked about, if that is wanted.
+
+        Raises:
+            InvalidEvaluation: the run is to have all images.
+        """
+        bad = {answer.id: answer.unusable for answer in answers if answer.unusable}
+        self.ids |= bad.keys()
+        self.refuse(bad)
+
+    def refuse(self, bad: Mapping[str, str]) -> None:
+        """
+        Args:
+            bad: why images could not be had, in some form, by their ids.
+
+        Raises:
+            InvalidEvaluation: the run is to have all images.
+        """
+        samples = self.samples
+        if samples.images.sizes:
+            self.record({key: samples.images.sizes[samples.position[key]] for key in bad})
+        if bad and samples.options.on_bad_image == "fail":
+            first = [f"{key} ({reason})" for key, reason in bad.items()][:NAMED]
+            raise InvalidEvaluation(
+                f"{len(bad)} of {len(samples.order)} images cannot be used: {', '.join(first)}{', ...' if len(bad) > NAMED else ''}; "
+                "mend or remove them, or count them as not correct with --on-bad-image quarantine"
+            )
+
+    def record(self, sizes: Mapping[str, int]) -> None:
+        """Write down which files these were, at once: whoever goes on, perhaps with a run that was killed, may have mended them."""
+        if sizes:
+            self.about["unreadable"] = self.about.get("unreadable", {}) | sizes
+            self.samples.store.record_session(self.about, [])
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ Rows are keyed by condition and image: what is sent twice, by a worker that was 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
@@ -27,12 +27,14 @@ KEYED = ("samples", "verdicts", "survivors", "transferred", "sequenced", "proofs
 
 @dataclass(frozen=True)
 class Parcel:
-    """What a worker sends: rows, the witnesses that they name (condition, sample id, packed), notes, and what it is doing."""
+    """What a worker sends: rows, the witnesses that they name (condition, sample id, packed), notes, the images that it could not read with
+    their files' sizes, and what it is doing."""
 
     doing: str = ""
     rows: Rows = field(default_factory=list)
     witnesses: list[tuple[str, str, bytes]] = field(default_factory=list)
     notes: tuple[str, ...] = ()
+    unreadable: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def moved(self) -> bool:
@@ -86,9 +88,9 @@ class Relay(Store):
         if due:
             self.post()
 
-    def post(self, notes: Iterable[str] = ()) -> None:
+    def post(self, notes: Iterable[str] = (), unreadable: Mapping[str, int] | None = None) -> None:
         rows, kept, self.rows, self.kept = self.rows, self.kept, [], []
-        self._send(Parcel(self._doing, rows, kept, tuple(notes)))
+        self._send(Parcel(self._doing, rows, kept, tuple(notes), unreadable or {}))
 
 
 def _unreadable(row: Sequence[Any]) -> bool:

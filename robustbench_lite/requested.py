@@ -126,7 +126,8 @@ def digest_as_begun(images: LabelledImages, folder: Path | None) -> str:
     if folder is None or not (folder / "run.json").exists():
         return images.digest
     sessions = read_config(folder)["sessions"]
-    return images.digest_with({key: size for session in sessions for key, size in session.get("unreadable", {}).items()})
+    # the first to say so wins: what broke while a run was under way had its first size when the run began
+    return images.digest_with({key: size for session in reversed(sessions) for key, size in session.get("unreadable", {}).items()})
 
 
 def versions_here() -> dict[str, str]:

@@ -40,7 +40,7 @@ from .requested import (
     versions_here,
     wide_images,
 )
-from .results import REDUCED, Condition, Goal, goals_of
+from .results import Condition, Goal, goals_of
 from .samples import BatchSize, Options
 from .sequences import read_rates
 from .session import Session
@@ -255,14 +255,12 @@ def resolve(
         shared = offered - len(learn_from)
     doubted = doubts(planned, aim, twins[0].name if twins else None, by_stand_ins=hidden is not None) if doubt else []
     where = local.pick_device(device)
-    here: Mapping[Precision, bool] = {"bf16": local.bfloat16_here(where), "tf32": local.tf32_here(where)}
-    first_pass = precision if precision != "fp32" and here[precision] else None
     options = Options(
         seed=seed,
         shuffle_seed=shuffle_seed,
         device=where,
         batch_size=batch_size,
-        first_pass=first_pass,
+        first_pass=None if precision == "fp32" else precision,
         prepare=prepare,
         query_budget=query_budget,
         witnesses=len(images) if witnesses == "all" else 0 if witnesses == "none" else witnesses,
@@ -292,7 +290,7 @@ def resolve(
         "conditions": [c.name for c in conditions],
         "goal": goals,
         "seed": seed,
-        "precision": first_pass or "fp32",
+        "precision": precision,
         "query_budget": query_budget,
         "surrogates": [s.digest for s in others],
         "eot": eot,
@@ -336,17 +334,12 @@ def resolve(
         "target": aim,
         "goal": goals,
         "seed": seed,
-        "precision": identity["precision"],
+        "precision": local.reduced_here(options.first_pass, where) or "fp32",
         "query_budget": query_budget,
         "surrogates": [s.name for s in others],
         "device": device_used,
         "versions": versions,
         "notes": [
-            *(
-                []
-                if first_pass or precision == "fp32"
-                else [f"this processor does not compute in {REDUCED[precision]}: searched in float32"]
-            ),
             *([f"{shared} images to learn from are judged on as well: nothing was learnt from them"] if shared else []),
             *fitted_on_judged(classifier, images.ids),
             *remarks(about_corruptions),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -14,20 +14,21 @@ from torch import Tensor
 
 from .attacking import Attacking, Batches, Enough, Progress, hooks_of
 from .bpda import as_they_are, straight_through
-from .checks import first_answer, has_gradients, need_gradients
+from .checks import first_answers, has_gradients, need_gradients
 from .classifier import Classifier, Logits
 from .conditions import Job, criterion, need_something_to_gain
 from .diagnostics import Look, observed
 from .doubting import Doubt, settling
 from .engines import local
-from .errors import InvalidEvaluation, UsageError
+from .errors import DataError, UsageError
 from .fitting import Lesson, halves, learns, taught
 from .judge import Judge
 from .labelled import LabelledImages
 from .lacking import unasked, undecided, undoubted
 from .passes import Passes
 from .proofs import Certified, prove
-from .results import LEARNT_FROM
+from .quarantine import Unread, quarantine
+from .results import LEARNT_FROM, REDUCED
 from .samples import Answer, Options, Samples
 from .shifts import Perturbed, Sequenced, Shift, Shifted, in_turn, thumbnail
 from .store import Store
@@ -89,7 +90,7 @@ class Session:
     def __post_init__(self) -> None:
         self.samples = Samples(self.images, self.store, self.options, self.only)
         self.from_others: dict[str, Source] = {}
-        self.unusable = set[str]()
+        self.unread = Unread(self.samples, self.about)
 
     def run(self) -> None:
         todo = self._todo()
@@ -101,7 +102,8 @@ class Session:
             helped = self._others if self.hidden else [self.classifier, *self._others]
             replaced = [name for model in helped for name in during.enter_context(straight_through(model))]
             during.enter_context(seeded(self.options.seed, "first answer"))
-            logits, random = local.on_fewer(self._first_answers, probe)
+            labels = self.samples.labels(self.images.ids)
+            logits, random = local.on_fewer(lambda few: first_answers(self.classifier, self._others, few, labels), probe)
             probe = probe[: len(logits)]
             self.samples.outputs = logits.shape[1]
             if replaced:
@@ -128,7 +130,7 @@ class Session:
                 for part, later in self._turns(todo, answers) if self.planned else ():
                     for job in self.planned:
                         if self.only is None or not (learns(job) or job.searched_as):
-                            self._attack(job, part, later)
+                            self._attack(job, part, answers, later)
                             self._agreed()
                 if self.only is None:
                     for job in self.planned:
@@ -164,19 +166,6 @@ class Session:
     def _others(self) -> list[Classifier]:
         return [*self.surrogates, *([self.twin] if self.twin is not None else [])]
 
-    def _first_answers(self, probe: Tensor) -> tuple[Logits, bool]:
-        """The logits of the model on the first images, and whether it is random; the surrogates' say that they fit it."""
-        labels = self.samples.labels(self.images.ids)
-        logits, random = first_answer(self.classifier, probe, labels)
-        for surrogate in self._others:
-            others, wavers = first_answer(surrogate, probe, labels)
-            if others.shape != logits.shape:
-                counts = f"{others.shape[1]} classes and {self.classifier.name} {logits.shape[1]}"
-                raise UsageError(f"the surrogate {surrogate.name} has {counts}: a surrogate must answer in the same classes")
-            if wavers:
-                raise UsageError(f"the surrogate {surrogate.name} answers the same images differently each time: use one that does not")
-        return logits, random
-
     def _prepare(self, probe: Tensor, logits: Logits, random: bool) -> None:
         options, labels = self.options, self.samples.labels(self.images.ids)
         for job in self.planned:
@@ -193,7 +182,10 @@ class Session:
         for searched, transfer in [(self.classifier, False), *((each, True) for each in self.surrogates)]:
             asked = [(str(job.condition.attack), job.parts.values()) for job in self.planned if bool(job.condition.source) is transfer]
             need_gradients(searched, probe, asked)
-        fast = partial(ways, speed_up=options.prepare, first_pass=options.first_pass, compile=options.compile, say=self.notes.append)
+        first_pass = local.reduced_here(options.first_pass, options.device)
+        if options.first_pass != first_pass and self.spread is None:
+            self.notes.append(f"this processor does not compute in {REDUCED[str(options.first_pass)]}: searched in float32")
+        fast = partial(ways, speed_up=options.prepare, first_pass=first_pass, compile=options.compile, say=self.notes.append)
         ready = partial(fast, probe=probe)
         self.ways = ready(self.classifier, random=random)
         from_others = self.from_others
@@ -226,7 +218,8 @@ class Session:
                 found = from_others[job.condition.source].ways if job.condition.source else self.ways
                 with hooks_of(attack)(found.plain.model, probe[:1]):
                     pass
-        self.about |= {"batch_size": self.batches.size, "prepared": self.ways.prepared}
+        # each worker chooses for its own device
+        self.about |= {"batch_size": self.batches.size if self.spread is None else options.batch_size, "prepared": self.ways.prepared}
         self.about |= {"votes": self.judge.votes, "outputs": self.samples.outputs}
         self.store.record_session(self.about, [])  # now: whoever verifies a run that was killed must know how it judged
         if random:
@@ -279,22 +272,8 @@ class Session:
         if len(done) > before:
             self.store.spend("clean", time.monotonic() - started)
         self.store.commit(now=True)
-        bad = {a.id: a.unusable for a in answers.values() if a.unusable}
-        self.unusable |= bad.keys()
-        self._refuse(bad)
+        self.unread.among(answers.values())
         return answers
-
-    def _refuse(self, bad: Mapping[str, str]) -> None:
-        """End the run where it is to have all images; in any case keep which cannot be used, for they may be mended."""
-        if bad and self.images.sizes:
-            sizes = {key: self.images.sizes[self.samples.position[key]] for key in bad}
-            self.about["unreadable"] = self.about.get("unreadable", {}) | sizes
-        if bad and self.options.on_bad_image == "fail":
-            first = [f"{key} ({reason})" for key, reason in bad.items()][:3]
-            raise InvalidEvaluation(
-                f"{len(bad)} of {len(self.samples.order)} images cannot be used: {', '.join(first)}{', ...' if len(bad) > 3 else ''}; "
-                "mend or remove them, or count them as not correct with --on-bad-image quarantine"
-            )
 
     def _shift(self, ids: Sequence[str]) -> None:
         """Ask about the images under every corruption."""
@@ -308,7 +287,7 @@ class Session:
                 done += len(batch)
                 self.progress(title, done, len(self.images), shifted.wrong)
             self.store.commit(now=True)
-        self._refuse(bad)
+        self.unread.refuse(bad)
 
     def _agreed(self) -> None:
         """Refuse to go on where a proof and a witness contradict each other."""
@@ -328,7 +307,7 @@ class Session:
             self.progress(name, number, len(self.images), 0)
         self.store.spend(name, time.monotonic() - started)
         self.store.commit(now=True)
-        self._refuse(asked.bad)
+        self.unread.refuse(asked.bad)
         if asked.bad:
             self.notes.append(f"{name} is without the {len(asked.bad)} images that cannot be read: {', '.join(asked.bad)}")
 
@@ -343,7 +322,20 @@ class Session:
             self._know(part, answers)
             yield {key: answers[key] for key in part}, ids[start + TURN :]
 
-    def _attack(self, job: Job, answers: dict[str, Answer], later: Sequence[str]) -> None:
+    def _attack(self, job: Job, part: dict[str, Answer], answers: dict[str, Answer], later: Sequence[str]) -> None:
+        """Attack these images; what of them went or broke meanwhile counts from then on like what could not be read before."""
+        while True:
+            try:
+                return self._search(job, part, later)
+            except DataError:
+                again: dict[str, Answer] = {}
+                self._know(list(part), again)  # ends the run where it is to have all images
+                if not any(each.unusable and not part[key].unusable for key, each in again.items()):
+                    raise
+                part.update(again)
+                answers.update(again)
+
+    def _search(self, job: Job, answers: dict[str, Answer], later: Sequence[str]) -> None:
         """Attack the images; where the attack has to learn first and there are no images for it, half of them are for that."""
         if not learns(job):
             self.attacking.attack(job, answers, later)
@@ -352,17 +344,18 @@ class Session:
         images, used = (self.learn_from, set()) if self.learn_from is not None else halves(self.images, self.options.seed)
         if used:
             # what cannot be read teaches nothing: it is undecided in this row too, as it was in a session before
-            used -= self.unusable | {key for key, _ in self.store.fates(name)}
+            used -= self.unread.ids | {key for key, _ in self.store.fates(name)}
             images = images.take([row for row, key in enumerate(images.ids) if key in used])
         found = self.from_others[job.condition.source].ways if job.condition.source else self.ways
         lesson = partial(
             Lesson, found.plain, images, job.threat, job.target, self.options.device, self.options.seed, batch_size=self.batches.size
         )
+        ready = taught(job, lesson, self.store)  # first: an image that cannot be read any more teaches nothing, and is not left out
         self.store.leave_out(name, used, LEARNT_FROM)
         note = f"{name} learnt from {len(used)} of the images, which are left out of its row and of the worst case"
         if used and note not in self.notes:
             self.notes.append(note)
-        self.attacking.attack(taught(job, lesson, self.store), answers, later)
+        self.attacking.attack(ready, answers, later)
 
     # ------------------------------------------------------------------ in doubt
 
@@ -373,7 +366,7 @@ class Session:
             done = self.store.decided(each.job.condition.name)
             left = [key for key in each.left(self.store.result()) if key not in done]
             for part, later in self._turns(left, answers):
-                self.attacking.attack(each.job, part, later)
+                self._attack(each.job, part, answers, later)
             if left and self.only is None:
                 self.attacking.remark(each.job)
 
@@ -382,12 +375,13 @@ class Session:
         unknown = [Answer(key) for key in ids if key not in answers]
         for batch in local.with_smaller_batches(partial(self.samples.ask, self.judge), unknown, self.batches.size, self.batches.shrunk):
             answers |= {answer.id: answer for answer in batch}
-            self._refuse({answer.id: answer.unusable for answer in batch if answer.unusable})
+            self.unread.among(batch)
 
     def _look(self, answers: dict[str, Answer], random: bool) -> Look:
         """What the diagnostics may ask the model."""
         result, device = self.store.result(), self.options.device
         known = {v.sample_id for v in result.of("clean") if v.broken is not None}  # the others may have no answer
+        known -= {each.sample_id for each in quarantine(result)}
         ids = [key for key in self.samples.order if key in known][:LOOKED_AT]
         self._know(ids, answers)
         said = {key: logits for key in ids if (logits := answers[key].logits) is not None}

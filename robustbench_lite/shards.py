@@ -102,6 +102,7 @@ class Sharding:
             for name in dict(new):
                 session.progress(name, done[name], len(session.samples.order), broken[name])
             session.notes.extend(note for note in parcel.notes if note not in session.notes)
+            session.unread.record(parcel.unreadable)
 
         spread = Spread(self.engine, heard, self.hang_after, deadly=_withhold)
         try:
@@ -182,7 +183,7 @@ def _resolved(packed: bytes) -> Resolved:
     if differ:
         raise RunMismatch(
             f"a worker on {socket.gethostname()} has another {' and '.join(differ)} than the driver: "
-            "give every machine the same packages, weights and images, and for another --precision than fp32 processors that have it"
+            "give every machine the same packages, weights and images"
         )
     return found
 
@@ -201,4 +202,5 @@ def work(packed: bytes, ids: Sequence[str], rows: Rows, doubts: Sequence[Doubt] 
             session.run()
         except InvalidEvaluation as error:  # it is about these images
             raise InvalidEvaluation(f"{name}: {error}") from error
-        store.post(session.batches.notes)
+        finally:
+            store.post(session.notes, session.about.get("unreadable"))

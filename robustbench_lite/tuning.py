@@ -11,6 +11,7 @@ import torch
 from .classifier import Images
 from .conditions import Job
 from .engines import local
+from .errors import InvalidEvaluation
 from .oracle import WhiteBox
 from .passes import Passes
 
@@ -85,6 +86,10 @@ def tuned(
             if not local.out_of_memory(error):
                 raise
             local.forget_memory()
+            break
+        except InvalidEvaluation:  # the model takes no batch that large
+            if not speeds:
+                raise
             break
         speeds[size] = size / max(took, 1e-9)
         size *= 2

@@ -171,6 +171,19 @@ def test_where_there_is_no_tf32_float32_is_searched_and_said() -> None:
     assert result.config["precision"] == "fp32"
 
 
+def test_a_run_goes_on_where_the_processor_has_what_another_lacks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """So do workers: the first pass is theirs, and says nothing of whose verdicts these are."""
+    asked: dict[str, Any] = {"data": "digits", "limit": 12, "eps": 0.2, "device": "cpu", "precision": "tf32", "out": tmp_path / "run"}
+    alone = rb.evaluate("digits_cnn", "pgd:steps=5", **asked)
+    monkeypatch.setattr(local, "tf32_here", lambda _: True)
+    with sqlite3.connect(tmp_path / "run" / "results.sqlite") as database:
+        database.execute("DELETE FROM verdicts WHERE sample_id < '8' AND condition <> 'clean'")
+    result = rb.evaluate("digits_cnn", "pgd:steps=5", **asked)
+    assert result.verdict_digest == alone.verdict_digest
+    attacked = [v for v in result.of("pgd:steps=5[linf,0.2]") if v.broken_by != "clean" and v.broken]
+    assert {v.precision for v in attacked} == {"fp32", "tf32"}
+
+
 def test_which_processors_have_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
     for capability, has in (((7, 5), False), ((8, 0), True), ((9, 0), True)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, capability=capability: capability)

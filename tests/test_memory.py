@@ -70,6 +70,22 @@ def test_a_model_with_room_for_no_image_is_named_as_such(images: tuple[Tensor, T
         run(Small(0, error), images)
 
 
+def broken_inside() -> Exception:
+    return ValueError("made for four images\nand no more")
+
+
+def test_a_model_that_fails_on_larger_batches_is_named_with_the_size(images: tuple[Tensor, Tensor], tmp_path: Path) -> None:
+    said = r"small took the first few images and fails on a batch of 8 \(made for four images\): .* use a smaller --batch-size"
+    for where in ({"back": 4}, {"most": 4}):
+        with pytest.raises(InvalidEvaluation, match=said) as raised:
+            run(Small(error=broken_inside, **where), images, batch_size=8, prepare=False, out=tmp_path / "run", fresh=True)
+        assert isinstance(raised.value.__cause__, ValueError)
+    again = run(Small(4, broken_inside), images, batch_size=4, out=tmp_path / "run")
+    assert again.verdict_digest == run(Small(), images).verdict_digest
+    for options in ({}, {"compile": True}):  # what makes it faster fails quietly, and the model as given is searched
+        assert run(Small(4, broken_inside), images, batch_size=4, **options).verdict_digest == again.verdict_digest
+
+
 @pytest.mark.parametrize("attacks", ["pgd:steps=5", ["fgsm", "universal", "pgd:steps=5"]], ids=["one", "one of them learns"])
 def test_images_in_turns_have_the_same_verdicts(
     images: tuple[Tensor, Tensor], attacks: str | list[str], monkeypatch: pytest.MonkeyPatch

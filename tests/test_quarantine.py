@@ -5,18 +5,22 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from cli_fixture import Ran
+from cli_fixture import CommandLine, Ran
 from PIL import Image
+from same_run import same
 from torch import Tensor
 
 import robustbench_lite as rb
+from robustbench_lite.data import load_data
 from robustbench_lite.errors import InvalidEvaluation
 from robustbench_lite.labelled import LabelledImages
 from robustbench_lite.quarantine import Quarantined, quarantine
+from robustbench_lite.session import Session
 from robustbench_lite.store import read_run
 
 Inside = Callable[..., Ran]
@@ -122,6 +126,68 @@ def test_once_mended_it_is_read_by_the_same_command(inside: Inside, pictures: Pa
     assert all(v == before[v.sample_id] for v in one.of("clean") if v.sample_id in before and before[v.sample_id].broken is not None)
     (pictures / "4" / "one.png").write_bytes(whole)  # an image that was read has to stay what it was
     assert "another data" in inside(*RUN, *INTO, *first).complaint
+
+
+@pytest.fixture
+def digits(tmp_path: Path) -> Path:
+    """Pictures that the model knows."""
+    images = load_data("digits", limit=30)
+    for index, label in enumerate(images.labels):
+        (tmp_path / "digits" / str(label)).mkdir(parents=True, exist_ok=True)
+        pixels = (images.pictures[index][0] * 255).byte().numpy()
+        Image.fromarray(pixels).save(tmp_path / "digits" / str(label) / f"{index}.png")
+    return tmp_path / "digits"
+
+
+@pytest.mark.parametrize("first", [(), GO_ON], ids=["named", "counted"])
+@pytest.mark.parametrize(("attack", "learns"), [("fgsm", False), ("universal", False), ("universal", True)])
+def test_a_file_that_breaks_under_attack(
+    inside: Inside, digits: Path, monkeypatch: pytest.MonkeyPatch, first: tuple[str, ...], attack: str, learns: bool
+) -> None:
+    """It is named, or counted; either way the same command goes on once it is mended, though its size is another by then."""
+    run, row = ("--model", "digits_cnn", "--data", "imagefolder:digits", "--attack", attack, "--eps", "0.02"), f"{attack}[linf,0.02]"
+    assert inside(*run, "--out", "unbroken").code == 0
+    unbroken = read_run("unbroken")
+    attacked = {v.sample_id for v in unbroken.of(row)}
+    name = next(v.sample_id for v in unbroken.of("clean") if v.broken is False and (v.sample_id in attacked) is not learns)
+    bad, clean = digits / name, Session._clean
+    whole = bad.read_bytes()
+
+    def breaking(self: Session, ids: list[str]) -> Any:
+        answers = clean(self, ids)
+        cut_off(bad)
+        return answers
+
+    with monkeypatch.context() as during:
+        during.setattr(Session, "_clean", breaking)
+        ran = inside(*run, *INTO, *first)
+    assert ran.code == 4
+    if first:
+        result = read_run("run")
+        (found,) = quarantine(result)
+        assert (found.sample_id, found.conditions) == (name, 1)
+        assert {v.broken is None for v in result.of("clean")} == {False}
+        assert sum(v.broken is None for v in result.of(row)) == 1
+    else:
+        assert f"1 of 30 images cannot be used: {name} (cannot read the image" in ran.complaint
+    assert inside(*run, *INTO, *GO_ON).code == 4  # it is still broken
+    bad.write_bytes(whole)
+    assert inside(*run, *INTO, *first).code == 0
+    if not learns:  # else it has taught nothing
+        same(unbroken, read_run("run"))
+
+
+def test_once_mended_workers_read_it_too(robust_eval: CommandLine, inside: Inside, pictures: Path) -> None:
+    bad = pictures / "3" / "one.png"
+    whole = bad.read_bytes()
+    assert inside(*RUN, "--out", "unbroken").code == 0
+    cut_off(bad)
+    ran = robust_eval(*RUN, *INTO, "--workers", 1)
+    assert "1 of 10 images cannot be used: 3/one.png" in ran.complaint
+    bad.write_bytes(whole)
+    ran = robust_eval(*RUN, *INTO, "--workers", 1)
+    assert (ran.code, ran.err) == (0, "")
+    same(read_run("unbroken"), read_run("run"), lost=True)
 
 
 def test_a_search_for_the_nearest_counts_it_as_distance_0(inside: Inside, pictures: Path) -> None:

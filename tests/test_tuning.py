@@ -140,17 +140,22 @@ def test_verdicts_are_those_of_any_size(tmp_path: Path) -> None:
 
 
 class Narrow(nn.Module):
-    """Has memory for four images."""
+    """Takes four images at most."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
 
     def forward(self, x: Tensor) -> Tensor:
         if len(x) > 4:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise self.error
         return torch.stack([x.mean((1, 2, 3)), 1 - x.mean((1, 2, 3))], 1)
 
 
-def test_a_size_that_does_not_fit_is_not_chosen() -> None:
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), ValueError("made for four images")])
+def test_a_size_that_does_not_fit_is_not_chosen(error: Exception) -> None:
     x = torch.rand(20, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    result = rb.evaluate(Narrow().eval(), "pgd:steps=2", (x, [0] * 20), eps=0.1, batch_size="tune", prepare=False)
+    result = rb.evaluate(Narrow(error).eval(), "pgd:steps=2", (x, [0] * 20), eps=0.1, batch_size="tune", prepare=False)
     assert max(sizes(result)[1]) <= 4
     assert not [note for note in result.config["notes"] if "memory ran out" in note]
 
@@ -199,7 +204,7 @@ def test_a_worker_measures_once_for_all_its_shards_and_the_driver_does_not(monke
     result = rb.evaluate("digits_cnn", **ASKED, batch_size="tune", workers=Workers(count=1, shard=8))
     assert measured == [8]  # of three shards the first
     assert result.config["notes"] == ["tuned the batch size of 1 to 5: went on with batches of 5"]
-    assert sizes(result) == (128, None)
+    assert sizes(result) == ("tune", None)  # each worker has its own
     assert result.verdict_digest == rb.evaluate("digits_cnn", **ASKED, batch_size=7).verdict_digest
 
 

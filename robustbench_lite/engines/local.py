@@ -7,11 +7,14 @@ import gc
 import platform
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import torch
 
 from ..errors import InvalidEvaluation, UsageError, first_line
+
+if TYPE_CHECKING:
+    from ..results import Reduced
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
@@ -57,6 +60,11 @@ def bfloat16_here(device: torch.device) -> bool:
 def tf32_here(device: torch.device) -> bool:
     """Whether the processor multiplies matrices in TF32: NVIDIA's do from Ampere on."""
     return device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def reduced_here(asked: Reduced | None, device: torch.device) -> Reduced | None:
+    """What was asked for where the processor computes in it, else None."""
+    return asked if (asked == "bf16" and bfloat16_here(device)) or (asked == "tf32" and tf32_here(device)) else None
 
 
 def tune_process() -> None:
