@@ -109,16 +109,11 @@ def corrupt_folder(
     work = Work(source, target, tuple(corruptions), preprocess, storage_jpeg, frost, seed, fresh)
     asked = len(work.asked) * len(pictures)
     _record(work)
-    written = known = 0
-    bad: list[str] = []
-    done = 0
+    done: dict[str, Outcome] = {}
 
     def heard(_: Lot, outcome: Outcome) -> None:
-        nonlocal done, written, known
-        made, kept, failure = outcome
-        done, written, known = done + 1, written + made, known + kept
-        bad.extend([failure] if failure else [])
-        progress(done, len(pictures))
+        done.setdefault(outcome.picture, outcome)  # after a worker's death another one looks at the same pictures again
+        progress(len(done), len(pictures))
 
     here = replace(work, source=source.absolute(), target=target.absolute())  # a worker may begin in another folder
     lots = [Lot(here, pictures[start : start + LOT]) for start in range(0, len(pictures), LOT)]
@@ -128,7 +123,8 @@ def corrupt_folder(
     else:
         with closing(workers.open()) as engine:
             Spread(engine, heard, workers.hang_after, slow=math.inf).run(lots)  # a picture is not to be written twice at once
-    if bad:
+    written, known = sum(each.written for each in done.values()), sum(each.found for each in done.values())
+    if bad := [f"{each.picture}: {each.failure}" for each in done.values() if each.failure]:
         raise InvalidEvaluation(
             f"{len(bad)} of {len(pictures)} pictures could not be corrupted: {'; '.join(bad[:3])}{'; ...' if len(bad) > 3 else ''}; "
             f"the other {written + known} of {asked} files are in {target}"
@@ -194,8 +190,15 @@ def _without_old_files(work: Work, before: dict[str, Any], settings: dict[str, A
     return {key: value for key, value in before.items() if key not in (gone | OF_ALL if other else gone)}
 
 
-Outcome = tuple[int, int, str | None]
-"""Files written, files found, and why the picture could not be corrupted."""
+@dataclass(frozen=True)
+class Outcome:
+    """Of a picture: files written, files found, and why it could not be corrupted."""
+
+    picture: str
+    written: int
+    found: int
+    failure: str | None = None
+
 
 LOT = 16
 """Pictures that a worker is given at a time."""
@@ -235,7 +238,7 @@ def corrupt_one(work: Work, picture: str) -> Outcome:
     places = {(member.name, severity): work.place(member.name, severity, picture) for member, severity in asked}
     todo = [(member, severity) for member, severity in asked if work.fresh or not places[member.name, severity].exists()]
     if not todo:
-        return 0, len(asked), None
+        return Outcome(picture, 0, len(asked))
     try:
         image = Files([work.source / picture], work.preprocess)[0][None]
         for member, severity in todo:
@@ -250,7 +253,7 @@ def corrupt_one(work: Work, picture: str) -> Outcome:
                 Image.fromarray(array).save(partial, "JPEG", quality=work.storage_jpeg, optimize=True)
             os.replace(partial, place)
     except DataError as error:
-        return 0, 0, f"{picture}: {error}"
+        return Outcome(picture, 0, 0, str(error))
     except OSError as error:
-        return 0, 0, f"{picture}: {error.strerror or error}"
-    return len(todo), len(asked) - len(todo), None
+        return Outcome(picture, 0, 0, error.strerror or str(error))
+    return Outcome(picture, len(todo), len(asked) - len(todo))

@@ -17,7 +17,7 @@ from replayed import photograph
 
 from robustbench_lite.corrupting import draws, members
 from robustbench_lite.errors import DataError, InvalidEvaluation, RunMismatch, UsageError
-from robustbench_lite.folders import corrupt_folder
+from robustbench_lite.folders import Lot, corrupt_folder
 
 
 def pictures(folder: Path, count: int, size: int = 32) -> Path:
@@ -66,6 +66,18 @@ def test_processes_and_interruptions_change_nothing(tmp_path: Path) -> None:
     assert corrupt_folder(source, tmp_path / "two", specs, workers=1) == (0, 72)
     assert corrupt_folder(source, tmp_path / "two", specs, workers=1, fresh=True) == (72, 0)
     assert contents(tmp_path / "two") == whole
+
+
+def test_pictures_that_a_dead_worker_had_done_count_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another worker begins its pictures anew."""
+    source, told, corrupt = pictures(tmp_path / "in", 4), list[tuple[int, int]](), Lot.corrupt
+    (source / "broken.png").write_bytes(b"")
+    monkeypatch.setattr(Lot, "corrupt", lambda self, send: (corrupt(self, send), corrupt(self, send)))
+    with pytest.raises(InvalidEvaluation, match=r"1 of 5 pictures could not be corrupted: broken\.png[^;]*; the other 4 of 5 files"):
+        corrupt_folder(source, tmp_path / "out", ["fog:severity=3"], workers=1, progress=lambda *at: told.append(at))
+    assert (told[4], told[-1]) == ((5, 5), (5, 5))
+    (source / "broken.png").unlink()
+    assert corrupt_folder(source, tmp_path / "out", ["snow:severity=1"], workers=1) == (4, 0)
 
 
 def test_another_version_is_refused_and_fresh_starts_over(tmp_path: Path) -> None:

@@ -140,6 +140,16 @@ def test_what_rounding_can_tip_over_is_run_as_given(between: Any, reason: str) -
     assert done.described()["as_given_because"] == done.reason
 
 
+def test_a_check_of_the_shape_is_no_reason() -> None:
+    """torchvision's and timm's transformers have one."""
+
+    def checked(x: Tensor) -> Tensor:
+        torch._assert(x.shape[2] == x.shape[3], "square images are needed")
+        return x
+
+    assert prepare(used(Block(checked)), probe()).reason is None
+
+
 @pytest.mark.parametrize(
     "between",
     [F.gelu, lambda x: F.leaky_relu(x, 0.1), F.normalize, lambda x: x.reshape(x.shape[0], -1), lambda x: x.view(x.size(0), -1)],
