@@ -90,10 +90,10 @@ class Attacking:
             if courses:
                 findings = [course.finding for course in courses]
                 said = self.samples.said([f.id for f in findings], torch.stack([f.logits.to(self.options.device) for f in findings]))
+                if job.condition.source is not None and job.condition.kind == "attack":
+                    self._transfer(job, findings, answers)  # first: an image with a verdict is not made again
                 for course, what in zip(courses, said, strict=True):
                     self._record(job, course, answers[course.finding.id], what)
-                if job.condition.source is not None and job.condition.kind == "attack":
-                    self._transfer(job, findings, answers)
                 decided, broken = decided + len(findings), broken + sum(f.broken is not False for f in findings)
                 fate |= {f.id: f.broken for f in findings}
             now = time.monotonic()
