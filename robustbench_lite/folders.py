@@ -112,7 +112,8 @@ def corrupt_folder(
     done: dict[str, Outcome] = {}
 
     def heard(_: Lot, outcome: Outcome) -> None:
-        done.setdefault(outcome.picture, outcome)  # after a worker's death another one looks at the same pictures again
+        if outcome.picture not in done or done[outcome.picture].failure:  # after a worker's death another one looks at the same pictures
+            done[outcome.picture] = outcome
         progress(len(done), len(pictures))
 
     here = replace(work, source=source.absolute(), target=target.absolute())  # a worker may begin in another folder

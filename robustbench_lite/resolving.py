@@ -290,7 +290,7 @@ def resolve(
         "conditions": [c.name for c in conditions],
         "goal": goals,
         "seed": seed,
-        "precision": precision,
+        "precision": local.reduced_here(options.first_pass, where) or "fp32",  # survivors are counted in its stages
         "query_budget": query_budget,
         "surrogates": [s.digest for s in others],
         "eot": eot,
@@ -334,7 +334,7 @@ def resolve(
         "target": aim,
         "goal": goals,
         "seed": seed,
-        "precision": local.reduced_here(options.first_pass, where) or "fp32",
+        "precision": identity["precision"],
         "query_budget": query_budget,
         "surrogates": [s.name for s in others],
         "device": device_used,

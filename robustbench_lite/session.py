@@ -352,6 +352,7 @@ class Session:
         )
         ready = taught(job, lesson, self.store)  # first: an image that cannot be read any more teaches nothing, and is not left out
         self.store.leave_out(name, used, LEARNT_FROM)
+        self.store.commit(now=True)  # with what was learnt: whoever goes on is not to judge by what taught
         note = f"{name} learnt from {len(used)} of the images, which are left out of its row and of the worst case"
         if used and note not in self.notes:
             self.notes.append(note)

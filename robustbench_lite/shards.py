@@ -183,7 +183,7 @@ def _resolved(packed: bytes) -> Resolved:
     if differ:
         raise RunMismatch(
             f"a worker on {socket.gethostname()} has another {' and '.join(differ)} than the driver: "
-            "give every machine the same packages, weights and images"
+            "give every machine the same packages, weights and images, and for another --precision than fp32 processors that have it"
         )
     return found
 
