@@ -10,8 +10,7 @@ from .results import REDUCED, Result
 
 def remarks(result: Result) -> Iterator[str]:
     """Of the rows under attack: witnesses that did not hold on the model as given, and what was broken in reduced precision."""
-    # what workers have the driver may lack
-    rough = next((REDUCED[v.precision] for v in result.verdicts if v.precision in REDUCED), REDUCED.get(result.config.get("precision", "")))
+    rough = REDUCED.get(result.config.get("precision", ""))
     for row in result.conditions:
         verdicts = [v for v in result.of(row.name) if v.unconfirmed is not None]
         if lost := sum(v.unconfirmed or 0 for v in verdicts):
